@@ -1,0 +1,89 @@
+"""All settings, read once from the environment (`CHORUS_*`) and passed down. Nothing below `app.main` reads the
+environment; engine, backbone and training take small frozen configurations made from this.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+BUNDLED_MODEL = "bundled"
+
+
+def default_data_dir() -> Path:
+    """The user's data folder for Chorus, by the platform's convention."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "chorus"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "chorus"
+
+
+class Settings(BaseSettings):
+    """Every setting of the service. Names in the environment: `CHORUS_` + the field's name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="CHORUS_", extra="ignore", frozen=True)
+
+    # where it listens
+    host: str = Field("127.0.0.1", description="Address the API listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port the API listens on; 0 takes a free one.")
+
+    # where state lives
+    data_dir: Path = Field(default_factory=default_data_dir, description="Folder for everything this machine keeps.")
+    redis_url: str | None = Field(None, description="Redis or Valkey to use; unset: `chorus up` embeds a server.")
+    blob_dir: Path | None = Field(None, description="Folder of prompt blobs, shared by replicas; default data_dir/blobs.")
+
+    # the frozen model
+    model: str = Field(BUNDLED_MODEL, description="Backbone: `bundled`, a local folder, or a hub id.")
+    model_revision: str | None = Field(None, description="Pinned revision of a hub model (a commit hash).")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Serving dtype.")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` …")
+    threads: int = Field(0, ge=0, description="CPU threads for the model; 0 takes all cores.")
+    starters: bool = Field(True, description="Register the bundled starter prompts when the backbone matches.")
+
+    # limits of the engine
+    max_rows: int = Field(64, ge=1, le=1024, description="Rows that run at once.")
+    max_context: int = Field(1024, ge=16, description="Longest row in tokens, virtual tokens and answer included.")
+    max_queued_rows: int = Field(2048, ge=1, description="Rows that may wait; more are refused with 429.")
+    max_batch_tokens: int = Field(4096, ge=64, description="Tokens in one prefill.")
+    prompt_cache_mb: int = Field(256, ge=1, description="Budget for cached prompt keys and values, MiB.")
+    default_timeout_s: float = Field(60.0, gt=0, description="Deadline of a request that names none.")
+    max_timeout_s: float = Field(600.0, gt=0, description="Longest deadline a request may ask for.")
+    drain_s: float = Field(20.0, ge=0, description="How long running requests may take when the service stops.")
+
+    # limits of HTTP
+    max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest JSON body.")
+    max_upload_bytes: int = Field(64 << 20, ge=1024, description="Largest data set or prompt upload.")
+    max_inputs: int = Field(1024, ge=1, description="Inputs in one request.")
+
+    # training
+    job_heartbeat_s: float = Field(2.0, gt=0, description="How often a worker says that it lives.")
+    job_lease_s: float = Field(15.0, gt=0, description="Silence after which a worker's job is taken over.")
+    checkpoint_s: float = Field(10.0, gt=0, description="Time between two checkpoints of a training run.")
+    max_train_rows: int = Field(200_000, ge=1, description="Largest number of training rows.")
+
+    # registry
+    reconcile_s: float = Field(5.0, gt=0, description="How often a replica compares its epoch with the registry's.")
+    orphan_grace_s: float = Field(86_400.0, ge=0, description="Age at which a blob no version names is removed.")
+
+    # keys
+    api_key: str | None = Field(None, description="If set, every request must carry it as a bearer token.")
+
+    # logs
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["json", "text"] = Field("text", description="Form of log lines.")
+
+    @cached_property
+    def blobs(self) -> Path:
+        return self.blob_dir or self.data_dir / "blobs"
+
+    @cached_property
+    def cpu_threads(self) -> int:
+        if self.threads:
+            return self.threads
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return count or 1

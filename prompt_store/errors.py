@@ -1,0 +1,98 @@
+"""Errors of the prompt store.
+
+    StoreError
+    ├── InvalidName            a task, alias or digest that is not of its form
+    ├── InvalidReference       `task@word` and the like; carries a suggestion
+    ├── InvalidBlob            bytes that are not an acceptable prompt (size, header, names, dtype, shape, finite)
+    ├── NotFound
+    │   ├── TaskNotFound
+    │   ├── VersionNotFound
+    │   ├── AliasNotFound
+    │   └── BlobNotFound
+    ├── Conflict               lost a race that a retry of the same call will not win
+    │   ├── TaskExists
+    │   ├── RevisionMismatch   compare-and-set of an alias failed; carries the current revision
+    │   ├── VersionInUse       an alias still points to the version
+    │   └── Fenced             a newer holder of the job has taken over
+    ├── CorruptBlob            stored bytes do not have the digest they are named by
+    └── StoreUnavailable       metadata server or blob directory out of reach
+
+Every error has a stable `code`, a message for people, and `param`, the field or name it is about.
+"""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    """Base of all errors raised by this package."""
+
+    code = "store_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidName(StoreError):
+    code = "invalid_name"
+
+
+class InvalidReference(StoreError):
+    code = "invalid_reference"
+
+
+class InvalidBlob(StoreError):
+    code = "invalid_blob"
+
+
+class NotFound(StoreError):
+    code = "not_found"
+
+
+class TaskNotFound(NotFound):
+    code = "task_not_found"
+
+
+class VersionNotFound(NotFound):
+    code = "version_not_found"
+
+
+class AliasNotFound(NotFound):
+    code = "alias_not_found"
+
+
+class BlobNotFound(NotFound):
+    code = "blob_not_found"
+
+
+class Conflict(StoreError):
+    code = "conflict"
+
+
+class TaskExists(Conflict):
+    code = "task_exists"
+
+
+class RevisionMismatch(Conflict):
+    code = "revision_mismatch"
+
+    def __init__(self, message: str, *, current: int | None, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.current = current
+
+
+class VersionInUse(Conflict):
+    code = "version_in_use"
+
+
+class Fenced(Conflict):
+    code = "fenced"
+
+
+class CorruptBlob(StoreError):
+    code = "corrupt_blob"
+
+
+class StoreUnavailable(StoreError):
+    code = "store_unavailable"

@@ -1,0 +1,154 @@
+"""The nouns of the store: frozen, validated, JSON in and out. They do no I/O.
+
+`PromptMeta` travels inside the blob (safetensors `__metadata__`), so that a blob explains itself; `Version` is the
+store's record of one blob under one task; `Alias` is a movable name. Unknown fields are refused, so that a record
+written by a newer format is never half understood.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+TASK_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+ALIAS_NAME = r"^[a-z][a-z0-9._-]{0,62}$"
+DIGEST = r"^[0-9a-f]{64}$"
+PROD = "prod"
+
+TaskName = Annotated[str, Field(pattern=TASK_NAME)]
+AliasName = Annotated[str, Field(pattern=ALIAS_NAME)]
+Digest = Annotated[str, Field(pattern=DIGEST)]
+Metric = Literal["accuracy", "macro_f1", "exact_match", "rouge_l", "loss"]
+Family = Literal["causal", "seq2seq", "masked"]
+VersionState = Literal["candidate", "published", "quarantined", "retired"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Decoding(Record):
+    """Default decoding of a task; a request may override each. `temperature` 0 is greedy."""
+
+    max_tokens: int = Field(default=32, ge=1, le=4096)
+    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int = Field(default=0, ge=0)
+    stop: tuple[str, ...] = Field(default=(), max_length=8)
+
+
+class TaskSpec(Record):
+    """What a user says of a task: its input fields in order, its labels if it is a label task, metric and decoding."""
+
+    description: str = Field(default="", max_length=2000)
+    fields: tuple[str, ...] = Field(min_length=1, max_length=32)
+    labels: tuple[str, ...] | None = None
+    metric: Metric = "accuracy"
+    decoding: Decoding = Decoding()
+
+
+class Task(Record):
+    """A registered task. `id` is new when a deleted name returns, so old versions never come back with the name."""
+
+    name: TaskName
+    id: str
+    spec: TaskSpec
+    created_at: float
+    updated_at: float
+
+
+class Golden(Record):
+    """One input with the answer its trainer got, replayed by every replica before it serves the version.
+
+    Label prompts carry `scores` (label -> log-score); free text carries the greedy `tokens` with `margins`, the gap
+    between the best and second log-probability at each step, below which a differing token is not an error.
+    """
+
+    input: dict[str, str]
+    scores: dict[str, float] | None = None
+    tokens: tuple[int, ...] | None = None
+    margins: tuple[float, ...] | None = None
+
+
+class BackboneRef(Record):
+    """The frozen model a prompt belongs to; `fingerprint` decides, `name` is for people."""
+
+    name: str
+    fingerprint: str
+    family: Family = "causal"
+    hidden_size: int = Field(ge=1)
+
+
+class PromptMeta(Record):
+    """Everything needed to serve the blob beside its tensors.
+
+    `verbalizer` maps label -> words; `verbalizer_ids` label -> token ids of each word; `terminated` says whether the
+    end token counts in each word's score. `bos` is where the begin token stands: PEFT's order is `after_prompt`.
+    Tensors of the causal family: one, named `prompt`, shape [P, H], float32.
+    """
+
+    format: Literal[1] = 1
+    task: TaskName
+    template: str
+    verbalizer: dict[str, tuple[str, ...]] | None = None
+    verbalizer_ids: dict[str, tuple[tuple[int, ...], ...]] | None = None
+    terminated: bool = False
+    bos: Literal["after_prompt", "first", "none"]
+    method: dict[str, Any]
+    backbone: BackboneRef
+    num_virtual_tokens: int = Field(ge=0)
+    decoding: Decoding = Decoding()
+    golden: tuple[Golden, ...] = ()
+    provenance: dict[str, Any] = {}
+
+
+class Evaluation(Record):
+    """One evaluation of a version, appended to its card: `score` of `metric` over `n` rows with its 95 % interval."""
+
+    metric: Metric
+    score: float
+    n: int
+    interval: tuple[float, float]
+    split: str
+    baselines: dict[str, float] = {}
+    at: float
+    details: dict[str, Any] = {}
+
+
+class Version(Record):
+    """One immutable version of a task. Only `state` and the card's evaluations move, each by a store call."""
+
+    task: TaskName
+    task_id: str
+    number: int = Field(ge=1)
+    digest: Digest
+    size_bytes: int
+    state: VersionState
+    meta: PromptMeta
+    card: tuple[Evaluation, ...] = ()
+    publication: str
+    created_at: float
+
+
+class Alias(Record):
+    """A movable name of a task. `revision` grows by one with each move and is what compare-and-set compares."""
+
+    task: TaskName
+    name: AliasName
+    version: int = Field(ge=1)
+    revision: int = Field(ge=1)
+    updated_at: float
+
+
+class Event(Record):
+    """One change of the registry. `id` is its place in the stream, `epoch` the counter after it."""
+
+    id: str
+    epoch: int
+    kind: Literal["task", "task_deleted", "version", "version_state", "alias", "alias_deleted"]
+    task: TaskName
+    task_id: str
+    version: int | None = None
+    alias: str | None = None
+    at: float
