@@ -1,29 +1,29 @@
 """Errors of the service, each with a stable `code`. They know no HTTP: `app/api/errors.py` maps them to a status.
 
-    ChorusError
-    ├── InvalidRequest             the request can never work as it is
-    │   ├── InvalidTemplate        slots, fields or braces of a template
-    │   ├── InvalidVerbalizer      label words that collide, are empty, or do not fit the labels
-    │   ├── InvalidDataset         carries `row`, the line of the file or the index in the list, from 1
-    │   ├── InvalidPrompt          tensors or metadata that do not fit the backbone
-    │   ├── ContextTooLong         prompt + text + new tokens exceed the context; the message names all three
-    │   └── CapabilityMissing      this backbone or engine cannot do what is asked
-    ├── NotFound
-    │   ├── DatasetNotFound
-    │   └── JobNotFound
-    ├── Conflict                   a retry of the same call will not help
-    │   ├── IdempotencyConflict    same key, other body
-    │   └── JobEnded               the job can no longer be cancelled
-    ├── TooLarge                   a body or a field over its limit
-    ├── Overloaded                 the bounded queue is full; carries `retry_after_s`
-    ├── Unavailable                carries `retry_after_s`
-    │   ├── Draining               this replica is stopping
-    │   ├── StoreDown              the registry cannot be written or read now
-    │   └── VersionUnavailable     a version exists but failed verification here
-    ├── DeadlineExceeded           `timeout_s` ran out
-    ├── RequestCancelled           the caller went away or cancelled
-    ├── UnsupportedBackbone        a model that is refused, with the reason
-    └── EngineFailure              our fault: a row failed in the model
+ChorusError
+├── InvalidRequest             the request can never work as it is
+│   ├── InvalidTemplate        slots, fields or braces of a template
+│   ├── InvalidVerbalizer      label words that collide, are empty, or do not fit the labels
+│   ├── InvalidDataset         carries `row`, the line of the file or the index in the list, from 1
+│   ├── InvalidPrompt          tensors or metadata that do not fit the backbone
+│   ├── ContextTooLong         prompt + text + new tokens exceed the context; the message names all three
+│   └── CapabilityMissing      this backbone or engine cannot do what is asked
+├── NotFound
+│   ├── DatasetNotFound
+│   └── JobNotFound
+├── Conflict                   a retry of the same call will not help
+│   ├── IdempotencyConflict    same key, other body
+│   └── JobEnded               the job can no longer be cancelled
+├── TooLarge                   a body or a field over its limit
+├── Overloaded                 the bounded queue is full; carries `retry_after_s`
+├── Unavailable                carries `retry_after_s`
+│   ├── Draining               this replica is stopping
+│   ├── StoreDown              the registry cannot be written or read now
+│   └── VersionUnavailable     a version exists but failed verification here
+├── DeadlineExceeded           `timeout_s` ran out
+├── RequestCancelled           the caller went away or cancelled
+├── UnsupportedBackbone        a model that is refused, with the reason
+└── EngineFailure              our fault: a row failed in the model
 """
 
 from __future__ import annotations

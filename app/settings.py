@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     # where state lives
     data_dir: Path = Field(default_factory=default_data_dir, description="Folder for everything this machine keeps.")
     redis_url: str | None = Field(None, description="Redis or Valkey to use; unset: `chorus up` embeds a server.")
-    blob_dir: Path | None = Field(None, description="Folder of prompt blobs, shared by replicas; default data_dir/blobs.")
+    blob_dir: Path | None = Field(None, description="Folder of prompt blobs, shared by replicas (data_dir/blobs).")
 
     # the frozen model
     model: str = Field(BUNDLED_MODEL, description="Backbone: `bundled`, a local folder, or a hub id.")

@@ -44,8 +44,8 @@ def _wait_until_ready(socket: Path) -> None:
 
 
 @pytest.fixture
-def redis_url(redis_server_url: str) -> Iterator[str]:
+def redis_url(redis_server_url: str) -> str:
     """An empty database on the test server."""
     with redis.Redis.from_url(redis_server_url) as client:
         client.flushall()
-    yield redis_server_url
+    return redis_server_url
