@@ -49,3 +49,9 @@ def redis_url(redis_server_url: str) -> str:
     with redis.Redis.from_url(redis_server_url) as client:
         client.flushall()
     return redis_server_url
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Tests of coroutines are marked `anyio` and run on asyncio."""
+    return "asyncio"

@@ -1,0 +1,123 @@
+"""Keys and values of the rows in flight, in memory that is taken once.
+
+`SlotCache` is handed to transformers models as their cache. Each row owns a *slot*; a forward runs over a contiguous
+range of slots, writes each token at the place its layout names, and attends to a view of the range: nothing grows and
+nothing is gathered. Rows that go on decoding are kept at the front by moving the last one into a freed slot.
+
+Shapes: N slots, G key/value heads, S places, D head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+@dataclass(frozen=True)
+class PrefixKV:
+    """A prompt's keys and values, computed once: per layer ([G, P, D], [G, P, D])."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def length(self) -> int:
+        return self.layers[0][0].shape[1]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for pair in self.layers for t in pair)
+
+
+class _Window:
+    """The part of the cache that the current forward sees; set by `SlotCache.view`, read by every layer."""
+
+    def __init__(self) -> None:
+        self.start = 0
+        self.keys = 0
+        self.target = torch.empty(0, dtype=torch.int64)  # [B, T] place of each new token
+
+
+class _SlotLayer(CacheLayerMixin):
+    is_sliding = False
+
+    def __init__(self, window: _Window, slots: int, places: int) -> None:
+        super().__init__()
+        self.window, self.slots, self.places = window, slots, places
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take the memory: one place more than asked, where padding goes. The system hands out pages when touched."""
+        for name, states in (("keys", key_states), ("values", value_states)):
+            shape = (self.slots, states.shape[1], self.places + 1, states.shape[3])
+            setattr(self, name, torch.zeros(shape, dtype=states.dtype, device=states.device))
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write [B, G, T, D] at the window's places; return views [B, G, S, D]."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        window = self.window
+        rows = slice(window.start, window.start + key_states.shape[0])
+        place = window.target[:, None, :, None]
+        self.keys[rows].scatter_(2, place.expand_as(key_states), key_states)
+        self.values[rows].scatter_(2, place.expand_as(value_states), value_states)
+        return self.keys[rows, :, : window.keys], self.values[rows, :, : window.keys]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.window.keys, 0
+
+    def get_seq_length(self) -> int:
+        return self.window.keys
+
+    def get_max_length(self) -> int:
+        return self.places
+
+
+class SlotCache(Cache):
+    """The cache of `slots` rows of up to `places` tokens each."""
+
+    def __init__(self, layers: int, *, slots: int, places: int) -> None:
+        self.window = _Window()
+        self.slots, self.places = slots, places
+        super().__init__(layers=[_SlotLayer(self.window, slots, places) for _ in range(layers)])
+
+    def view(self, start: int, keys: int, target: Tensor) -> SlotCache:
+        """Aim the next forward at slots `start`…, their first `keys` places; -1 in `target` [B, T] is padding."""
+        self.window.start, self.window.keys = start, keys
+        self.window.target = torch.where(target < 0, self.places, target)
+        return self
+
+    def write_prefix(self, slots: list[int], prefix: PrefixKV) -> None:
+        """Copy a prompt's keys and values to the first places of each slot."""
+        index = torch.tensor(slots)
+        for layer, (keys, values) in zip(self.layers, prefix.layers, strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(keys[None], values[None])
+            layer.keys[index, :, : prefix.length] = keys
+            layer.values[index, :, : prefix.length] = values
+
+    def read_prefix(self, slot: int, length: int) -> PrefixKV:
+        """A copy of a slot's first `length` keys and values."""
+        return PrefixKV(
+            tuple(
+                (layer.keys[slot, :, :length].clone(), layer.values[slot, :, :length].clone()) for layer in self.layers
+            )
+        )
+
+    def move(self, source: int, target: int, length: int) -> None:
+        for layer in self.layers:
+            layer.keys[target, :, :length] = layer.keys[source, :, :length]
+            layer.values[target, :, :length] = layer.values[source, :, :length]
+
+    def wipe(self, slot: int) -> None:
+        """Zero a slot. A masked NaN still poisons (0 x NaN is NaN), so a failed row's values must not stay."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys[slot].zero_()
+                layer.values[slot].zero_()

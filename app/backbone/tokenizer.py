@@ -1,0 +1,137 @@
+"""The backbone's tokenizer, safe for text of strangers.
+
+A segment of a template is tokenised as *one string*, as users of PEFT train. Special tokens that the template's author
+wrote keep their meaning; the same characters inside user text never do. To that end the ordinary tokenizer's result is
+accepted only if every reserved id in it stands exactly where the author wrote it; otherwise the text is cut at the
+author's special tokens and each part goes through a twin of the tokenizer that knows no added tokens at all.
+
+Both tokenizers are built once and never changed afterwards, so they may be used from several threads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from app.errors import InvalidRequest, UnsupportedBackbone
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a segment: `author` text may hold special tokens, user text may not."""
+
+    text: str
+    author: bool
+
+
+class BackboneTokenizer:
+    """Text to ids and back. `reserved` are the ids of added tokens, those of plain white space excepted."""
+
+    def __init__(self, tokenizer: Any, *, vocab_size: int, eos_ids: Sequence[int] = ()) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise UnsupportedBackbone("this model has no `tokenizer.json`; a fast tokenizer is needed")
+        # A copy, without the truncation and padding a tokenizer file may carry.
+        self._full = Tokenizer.from_str(backend.to_str())
+        self._full.no_padding()
+        self._full.no_truncation()
+        self._plain = Tokenizer.from_str(_without_added_tokens(self._full.to_str()))
+        self.vocab_size = vocab_size
+        added = {token.content: index for index, token in self._full.get_added_tokens_decoder().items()}
+        self._specials = {content: index for content, index in added.items() if content.strip()}
+        self.reserved = frozenset(self._specials.values())
+        self.bos_id: int | None = tokenizer.bos_token_id
+        own_eos = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
+        self.eos_ids = tuple(dict.fromkeys((*eos_ids, *own_eos)))
+        probe = self._full.encode("a").ids
+        self.adds_bos = self.bos_id is not None and bool(probe) and probe[0] == self.bos_id
+
+    def canonical_json(self) -> str:
+        """The tokenizer's definition, for the fingerprint: what turns text into ids, nothing else."""
+        return json.dumps(json.loads(self._full.to_str()), sort_keys=True, ensure_ascii=False)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of user text: never a reserved id."""
+        return self.encode_segment((Piece(text, author=False),))
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Ids of `text` as it would go on after other text, so that no begin-of-text space is invented."""
+        anchor = self._plain.encode(":", add_special_tokens=False).ids
+        joined = self.encode_text(":" + text)
+        return joined[len(anchor) :] if joined[: len(anchor)] == anchor else self.encode_text(text)
+
+    def encode_segment(self, pieces: Sequence[Piece]) -> list[int]:
+        """Ids of one segment. Raises InvalidRequest for text that is not valid Unicode."""
+        text = "".join(piece.text for piece in pieces)
+        try:
+            encoding = self._full.encode(text, add_special_tokens=False)
+        except UnicodeEncodeError:
+            raise InvalidRequest("the text holds a lone surrogate, which is not valid Unicode") from None
+        if not self.reserved.intersection(encoding.ids):
+            return list(encoding.ids)
+        written = list(self._written_specials(pieces))
+        found = [
+            (index, span) for index, span in zip(encoding.ids, encoding.offsets, strict=True) if index in self.reserved
+        ]
+        if _same_places(written, found):
+            return list(encoding.ids)
+        return self._encode_apart(text, written)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return str(self._full.decode(list(ids), skip_special_tokens=True))
+
+    def _written_specials(self, pieces: Sequence[Piece]) -> Iterable[tuple[int, tuple[int, int]]]:
+        """(id, character span) of each special token the author wrote, in order."""
+        start = 0
+        for piece in pieces:
+            at = 0
+            while piece.author and at < len(piece.text):
+                content = max((c for c in self._specials if piece.text.startswith(c, at)), key=len, default="")
+                if content:
+                    yield self._specials[content], (start + at, start + at + len(content))
+                at += len(content) or 1
+            start += len(piece.text)
+
+    def _encode_apart(self, text: str, written: Sequence[tuple[int, tuple[int, int]]]) -> list[int]:
+        ids: list[int] = []
+        at = 0
+        for index, (start, stop) in written:
+            ids += self._encode_plain(text[at:start])
+            ids.append(index)
+            at = stop
+        return ids + self._encode_plain(text[at:])
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Without added tokens. Some vocabularies hold a special token as an ordinary piece too: cut through it."""
+        if not text:
+            return []
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        for index, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            if index in self.reserved:
+                if stop - start < 2:
+                    raise InvalidRequest(f"the character U+{ord(text[start]):04X} cannot be used with this backbone")
+                middle = (start + stop) // 2
+                return self._encode_plain(text[:middle]) + self._encode_plain(text[middle:])
+        return list(encoding.ids)
+
+
+def _without_added_tokens(definition: str) -> str:
+    data = json.loads(definition)
+    data["added_tokens"] = []
+    data["post_processor"] = None
+    return json.dumps(data)
+
+
+def _same_places(written: Sequence[tuple[int, tuple[int, int]]], found: Sequence[tuple[int, tuple[int, int]]]) -> bool:
+    """Whether each reserved id covers exactly one special token of the author (it may swallow spaces around it)."""
+    if len(written) != len(found):
+        return False
+    return all(
+        w_id == f_id and f_span[0] <= w_span[0] and w_span[1] <= f_span[1]
+        for (w_id, w_span), (f_id, f_span) in zip(written, found, strict=True)
+    )
