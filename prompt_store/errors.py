@@ -14,8 +14,10 @@
     │   ├── RevisionMismatch   compare-and-set of an alias failed; carries the current revision
     │   ├── VersionInUse       an alias still points to the version
     │   └── Fenced             a newer holder of the job has taken over
-    ├── CorruptBlob            stored bytes do not have the digest they are named by
-    └── StoreUnavailable       metadata server or blob directory out of reach
+    ├── CorruptBlob            stored bytes are not what their record says: digest, size, kind of file, metadata
+    ├── InvalidManifest        a saved snapshot that cannot be trusted; there is nothing to fall back to but the server
+    └── StoreUnavailable       metadata server or blob directory out of reach; the same call may work later
+        └── StoreBehind        the metadata server has forgotten writes that the record files hold: rebuild first
 
 Every error has a stable `code`, a message for people, and `param`, the field or name it is about.
 """
@@ -94,5 +96,13 @@ class CorruptBlob(StoreError):
     code = "corrupt_blob"
 
 
+class InvalidManifest(StoreError):
+    code = "invalid_manifest"
+
+
 class StoreUnavailable(StoreError):
     code = "store_unavailable"
+
+
+class StoreBehind(StoreUnavailable):
+    code = "store_behind"

@@ -1,0 +1,105 @@
+"""Checking the whole store, and rebuilding the metadata server out of the record files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from prompt_store.blob_format import canonical_meta, decode_blob
+from prompt_store.blobs import BlobStore
+from prompt_store.errors import BlobNotFound, Conflict, CorruptBlob, InvalidBlob, StoreUnavailable
+from prompt_store.journal import RecordFiles
+from prompt_store.metadata import Metadata
+from prompt_store.models import Record, Version
+from prompt_store.reconcile import Comparison, Problem, compare
+
+_ATTEMPTS = 5
+
+
+class FsckReport(Record):
+    """What was found. `orphans` are blobs that no version names: no problem, the collector's work."""
+
+    epoch: int
+    tasks: int
+    versions: int
+    blobs: int
+    orphans: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is left to repair."""
+        return all(problem.repaired for problem in self.problems)
+
+
+def check_store(metadata: Metadata, blobs: BlobStore, records: RecordFiles) -> FsckReport:
+    """Compare the three and verify every blob. Writes of others in the meantime may show up as differences."""
+    found = _compare(metadata, records)
+    return _report(found, blobs, found.dump.epoch, repaired=False)
+
+
+def rebuild_store(metadata: Metadata, blobs: BlobStore, records: RecordFiles) -> FsckReport:
+    """Remove the differences: the server learns in one atomic step, then the files. Blobs are only verified.
+
+    Raises StoreUnavailable when others keep writing in between.
+    """
+    for _ in range(_ATTEMPTS):
+        found = _compare(metadata, records)
+        restoration = found.restoration(time.time())
+        epoch = found.dump.epoch
+        if restoration is not None:
+            try:
+                epoch = metadata.restore(restoration, expected_epoch=epoch)
+            except Conflict:
+                continue
+        for change in found.changes:
+            records.write(change)
+        records.raise_floor(epoch)
+        return _report(found, blobs, epoch, repaired=True)
+    raise StoreUnavailable("the registry kept changing while it was being rebuilt")
+
+
+def _compare(metadata: Metadata, records: RecordFiles) -> Comparison:
+    # Files first: a write that falls in between is then known to the server at a later epoch, and the server is right.
+    journal = records.read_all()
+    return compare(journal, metadata.dump())
+
+
+def _report(found: Comparison, blobs: BlobStore, epoch: int, *, repaired: bool) -> FsckReport:
+    versions = {(version.task_id, version.number): version for version in found.dump.versions}
+    versions.update({key: record.version for key, record in found.journal.versions.items()})
+    deleted = set(found.tombstones)
+    named = [version for version in versions.values() if version.task_id not in deleted]
+    problems = [_mark(problem) if repaired else problem for problem in found.problems]
+    problems += _check_blobs(blobs, named)
+    present = set(blobs.digests())
+    tasks = {entry.task.id for entry in found.dump.entries} | set(found.entries)
+    return FsckReport(
+        epoch=epoch,
+        tasks=len(tasks - deleted),
+        versions=len(named),
+        blobs=len(present),
+        orphans=tuple(sorted(present - {version.digest for version in named})),
+        problems=tuple(problems),
+    )
+
+
+def _mark(problem: Problem) -> Problem:
+    lost = problem.kind == "unreadable_record" or "lost" in problem.detail
+    return problem.model_copy(update={"repaired": not lost})
+
+
+def _check_blobs(blobs: BlobStore, versions: Iterable[Version]) -> list[Problem]:
+    problems = []
+    for version in versions:
+        subject = f"version {version.task}@{version.number}"
+        try:
+            meta, _ = decode_blob(blobs.read(version.digest), max_bytes=blobs.max_bytes)
+        except BlobNotFound:
+            problems.append(Problem(kind="missing_blob", subject=subject, detail=version.digest))
+        except (CorruptBlob, InvalidBlob) as error:
+            problems.append(Problem(kind="corrupt_blob", subject=subject, detail=error.message))
+        else:
+            if canonical_meta(meta) != canonical_meta(version.meta):
+                problems.append(Problem(kind="corrupt_blob", subject=subject, detail="it describes another prompt"))
+    return problems

@@ -1,0 +1,238 @@
+"""The record files beside the blobs: what the metadata server would have to be told to become what it was.
+
+    <root>/records/task-<id>.json             one task, or what is left of a deleted one
+    <root>/records/version-<id>-<number>.json   one version with its state and card
+    <root>/records/aliases-<id>.json           all aliases of one task
+    <root>/records/epoch                       the highest epoch ever recorded
+
+Each file is the latest state of its subject, stamped with the epoch of the change, sealed with a sha256 and flushed
+before a write is acknowledged. A file is replaced only by a later epoch, under a lock, so writers may arrive in any
+order. Task ids are the store's own hex strings: no user's string is part of a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import Field, ValidationError
+
+from prompt_store.durable import (
+    TEMP_PREFIX,
+    NotRegular,
+    TooLong,
+    locked,
+    make_folder,
+    place_file,
+    read_file,
+    storage_errors,
+    sync_folder,
+)
+from prompt_store.errors import CorruptBlob, InvalidName
+from prompt_store.metadata import AliasEntry, Change, TaskEntry, Tombstone
+from prompt_store.models import Record, Version
+
+_TASK_ID = re.compile(r"[0-9a-f]{32}")
+_SEAL = re.compile(rb"sha256:([0-9a-f]{64})\n")
+_MAX_RECORD_BYTES = 64 << 20
+
+AnyRecord = TypeVar("AnyRecord", bound="Stamped")
+
+
+class Stamped(Record):
+    """A record with the epoch of the change that wrote it."""
+
+    epoch: int = Field(ge=0)
+
+
+class TaskRecord(Stamped):
+    """A task, or its tombstone: exactly one of the two."""
+
+    entry: TaskEntry | None = None
+    tombstone: Tombstone | None = None
+
+
+class VersionRecord(Stamped):
+    version: Version
+
+
+class AliasesRecord(Stamped):
+    task_id: str
+    aliases: tuple[AliasEntry, ...]
+
+
+class EpochRecord(Stamped):
+    pass
+
+
+@dataclass
+class Journal:
+    """Everything the record files say. `unreadable` names the files that cannot be trusted."""
+
+    epoch: int
+    tasks: dict[str, TaskRecord]  # by task id, as are the others
+    versions: dict[tuple[str, int], VersionRecord]
+    aliases: dict[str, AliasesRecord]
+    unreadable: list[str]
+
+
+def seal(record: Record) -> bytes:
+    """JSON behind a line with its sha256, so that a flipped bit is noticed."""
+    text = record.model_dump_json().encode()
+    return b"sha256:" + hashlib.sha256(text).hexdigest().encode() + b"\n" + text
+
+
+def unseal(data: bytes, kind: type[AnyRecord]) -> AnyRecord:
+    """The record in `data`; raises CorruptBlob when the seal or the record is broken."""
+    text = unsealed(data)
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise CorruptBlob(f"not a {kind.__name__}") from error
+
+
+def unsealed(data: bytes) -> bytes:
+    """The JSON behind a good seal; raises CorruptBlob."""
+    match = _SEAL.match(data)
+    text = data[match.end() :] if match else b""
+    if match is None or hashlib.sha256(text).hexdigest().encode() != match[1]:
+        raise CorruptBlob("the seal of the file does not fit its content")
+    return text
+
+
+class RecordFiles:
+    """The folder of record files. Safe to use from several threads and processes."""
+
+    def __init__(self, root: Path) -> None:
+        self._folder = root / "records"
+        with storage_errors("record files"):
+            make_folder(self._folder)
+
+    def floor(self) -> int:
+        """The highest epoch ever recorded here. Raises CorruptBlob, StoreUnavailable."""
+        record = self._read("epoch", EpochRecord)
+        return 0 if record is None else record.epoch
+
+    def write(self, change: Change) -> None:
+        """Make `change` durable; returns when a crash can no longer undo it."""
+        with storage_errors("record files"), locked(self._folder / "lock", exclusive=True):
+            if not self._buried_since(change):
+                for name, record in _files_of(change):
+                    self._replace(name, record)
+            if change.tombstone is not None:
+                self._remove_parts(change.task_id)
+            self._replace("epoch", EpochRecord(epoch=change.epoch))
+            sync_folder(self._folder)
+
+    def raise_floor(self, epoch: int) -> None:
+        """Record that the server has reached `epoch`."""
+        with storage_errors("record files"), locked(self._folder / "lock", exclusive=True):
+            self._replace("epoch", EpochRecord(epoch=epoch))
+            sync_folder(self._folder)
+
+    def _buried_since(self, change: Change) -> bool:
+        """Whether the task was deleted by a later change whose writer was faster."""
+        record = self._read(f"task-{_checked(change.task_id)}.json", TaskRecord)
+        return record is not None and record.tombstone is not None and change.tombstone is None
+
+    def _replace(self, name: str, record: AnyRecord) -> None:
+        try:
+            present = self._read(name, type(record))
+        except CorruptBlob:
+            present = None
+        if present is None or present.epoch < record.epoch:
+            place_file(self._folder / name, seal(record))
+
+    def _remove_parts(self, task_id: str) -> None:
+        """Versions and aliases of a deleted task: they may quote users' texts, so they go with it."""
+        prefixes = (f"version-{_checked(task_id)}-", f"aliases-{task_id}.")
+        for name in os.listdir(self._folder):
+            if name.startswith(prefixes):
+                with suppress(FileNotFoundError):
+                    os.unlink(self._folder / name)
+
+    def _read(self, name: str, kind: type[AnyRecord]) -> AnyRecord | None:
+        with storage_errors("record files"):
+            try:
+                data = read_file(self._folder / name, limit=_MAX_RECORD_BYTES)
+            except FileNotFoundError:
+                return None
+            except (NotRegular, TooLong) as error:
+                raise CorruptBlob(f"record file {name}: {error.strerror}") from None
+        return unseal(data, kind)
+
+    def read_all(self) -> Journal:
+        """Every record file. Versions and aliases of deleted tasks are left out."""
+        journal = Journal(epoch=0, tasks={}, versions={}, aliases={}, unreadable=[])
+        with storage_errors("record files"):
+            names = sorted(os.listdir(self._folder))
+        for name in names:
+            try:
+                self._collect(name, journal)
+            except CorruptBlob:
+                journal.unreadable.append(name)
+        buried = {task_id for task_id, record in journal.tasks.items() if record.tombstone is not None}
+        journal.versions = {key: record for key, record in journal.versions.items() if key[0] not in buried}
+        journal.aliases = {key: record for key, record in journal.aliases.items() if key not in buried}
+        return journal
+
+    def _collect(self, name: str, journal: Journal) -> None:
+        record: Stamped | None = None
+        if name.startswith("task-"):
+            if task := self._read(name, TaskRecord):
+                journal.tasks[_subject(task)] = record = task
+        elif name.startswith("version-"):
+            if version := self._read(name, VersionRecord):
+                journal.versions[version.version.task_id, version.version.number] = record = version
+        elif name.startswith("aliases-"):
+            if aliases := self._read(name, AliasesRecord):
+                journal.aliases[aliases.task_id] = record = aliases
+        elif name == "epoch":
+            record = self._read(name, EpochRecord)
+        if record is not None:
+            journal.epoch = max(journal.epoch, record.epoch)
+
+    def referenced(self) -> Iterator[str]:
+        """Digests that version records name."""
+        for record in self.read_all().versions.values():
+            yield record.version.digest
+
+    def purge_temporaries(self) -> None:
+        """Delete temporary files left by writers that were killed: the lock says that no writer is alive."""
+        with storage_errors("record files"), locked(self._folder / "lock", exclusive=True):
+            for name in os.listdir(self._folder):
+                if name.startswith(TEMP_PREFIX):
+                    os.unlink(self._folder / name)
+
+
+def _files_of(change: Change) -> Iterator[tuple[str, Stamped]]:
+    task_id = _checked(change.task_id)
+    if change.entry is not None:
+        yield f"task-{task_id}.json", TaskRecord(epoch=change.epoch, entry=change.entry)
+    if change.tombstone is not None:
+        yield f"task-{task_id}.json", TaskRecord(epoch=change.epoch, tombstone=change.tombstone)
+    if change.version is not None:
+        number = change.version.number
+        yield f"version-{task_id}-{number}.json", VersionRecord(epoch=change.epoch, version=change.version)
+    if change.aliases is not None:
+        yield f"aliases-{task_id}.json", AliasesRecord(epoch=change.epoch, task_id=task_id, aliases=change.aliases)
+
+
+def _subject(record: TaskRecord) -> str:
+    if record.entry is not None:
+        return record.entry.task.id
+    if record.tombstone is not None:
+        return record.tombstone.task_id
+    raise CorruptBlob("a task record without a task")
+
+
+def _checked(task_id: str) -> str:
+    if not _TASK_ID.fullmatch(task_id):
+        raise InvalidName("not a task id", param="task_id")
+    return task_id

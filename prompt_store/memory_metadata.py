@@ -1,0 +1,353 @@
+"""The registry in memory, for tests of those who use the store. It passes the same contract tests as Redis.
+
+Not for production: it forgets everything with its process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_right
+from typing import Literal
+
+from prompt_store.errors import (
+    AliasNotFound,
+    Conflict,
+    Fenced,
+    RevisionMismatch,
+    StoreBehind,
+    TaskNotFound,
+    VersionInUse,
+    VersionNotFound,
+)
+from prompt_store.metadata import (
+    AliasEntry,
+    Change,
+    Draft,
+    Dump,
+    Restoration,
+    TaskEntry,
+    Tombstone,
+    public_aliases,
+)
+from prompt_store.models import PROD, Alias, Evaluation, Event, Task, TaskSpec, Version, VersionState
+
+EventKind = Literal["task", "task_deleted", "version", "version_state", "alias", "alias_deleted"]
+
+
+class MemoryMetadata:
+    """Implements `Metadata`. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.RLock())
+        self._epoch = 0
+        self._events: list[Event] = []
+        self._entries: dict[str, TaskEntry] = {}
+        self._numbers: dict[str, int] = {}
+        self._versions: dict[tuple[str, int], Version] = {}
+        self._aliases: dict[str, tuple[AliasEntry, ...]] = {}
+        self._publications: dict[str, tuple[str, int]] = {}
+        self._fences: dict[str, int] = {}
+
+    # writes
+
+    def put_task(self, name: str, spec: TaskSpec, *, new_task_id: str, at: float, floor: int) -> Change:
+        with self._changed:
+            self._check_floor(floor)
+            entry = self._entries.get(name)
+            if entry is None:
+                self._epoch += 1
+                entry = self._create_task(name, spec, new_task_id, at)
+            elif entry.task.spec != spec:
+                if entry.task.spec.labels != spec.labels and self._numbers.get(name, 0) > entry.base:
+                    raise Conflict(f"the labels of task {name} may not change while it has versions", param="labels")
+                self._epoch += 1
+                task = entry.task.model_copy(update={"spec": spec, "updated_at": at})
+                entry = self._entries[name] = entry.model_copy(update={"task": task})
+                self._emit("task", task, at)
+            return Change(epoch=self._epoch, task_id=entry.task.id, entry=entry)
+
+    def _create_task(self, name: str, spec: TaskSpec, task_id: str, at: float) -> TaskEntry:
+        task = Task(name=name, id=task_id, spec=spec, created_at=at, updated_at=at)
+        entry = self._entries[name] = TaskEntry(task=task, base=self._numbers.get(name, 0))
+        self._emit("task", task, at)
+        return entry
+
+    def delete_task(self, name: str, *, at: float, floor: int) -> Change:
+        with self._changed:
+            self._check_floor(floor)
+            entry = self._entry(name)
+            self._epoch += 1
+            tombstone = self._bury(entry)
+            self._emit("task_deleted", entry.task, at)
+            return Change(epoch=self._epoch, task_id=entry.task.id, tombstone=tombstone)
+
+    def _bury(self, entry: TaskEntry) -> Tombstone:
+        task = entry.task
+        last = self._numbers.get(task.name, 0)
+        numbers = range(entry.base + 1, last + 1)
+        gone = [version for number in numbers if (version := self._versions.pop((task.id, number), None))]
+        self._aliases.pop(task.id, None)
+        del self._entries[task.name]
+        publications = {version.publication: version.number for version in gone}
+        return Tombstone(name=task.name, task_id=task.id, last=last, publications=publications)
+
+    def publish(self, draft: Draft, *, at: float, floor: int) -> Change:
+        with self._changed:
+            self._check_floor(floor)
+            self._check_fence(draft)
+            entry = self._entries.get(draft.task)
+            known = self._publications.get(draft.publication)
+            if known is not None:
+                return self._published(draft, entry, known)
+            if entry is None and draft.spec is None:
+                raise TaskNotFound(f"no task {draft.task}", param="task")
+            if draft.alias is not None:
+                self._check_revision(entry, draft.alias, draft.expected)
+            self._epoch += 1
+            if entry is None:
+                assert draft.spec is not None
+                entry = self._create_task(draft.task, draft.spec, draft.new_task_id, at)
+            version = self._add_version(draft, entry, at)
+            for alias in _aliases_to_move(draft.alias, first=version.number == entry.base + 1):
+                self._point(entry.task, alias, version.number, at)
+            return self._version_change(entry, version, created=True)
+
+    def _check_fence(self, draft: Draft) -> None:
+        if draft.fence is None:
+            return
+        seen = self._fences.get(draft.publication, 0)
+        if draft.fence < seen:
+            raise Fenced(
+                f"publication {draft.publication} belongs to token {seen} by now, not {draft.fence}", param="fence"
+            )
+        self._fences[draft.publication] = draft.fence
+
+    def _published(self, draft: Draft, entry: TaskEntry | None, known: tuple[str, int]) -> Change:
+        if entry is None or entry.task.id != known[0]:
+            raise Conflict(
+                f"publication {draft.publication} was made already, for another or a deleted task", param="publication"
+            )
+        return self._version_change(entry, self._versions[known], created=False)
+
+    def _add_version(self, draft: Draft, entry: TaskEntry, at: float) -> Version:
+        number = self._numbers.get(draft.task, 0) + 1
+        version = Version(
+            task=draft.task,
+            task_id=entry.task.id,
+            number=number,
+            digest=draft.digest,
+            size_bytes=draft.size_bytes,
+            state=draft.state,
+            meta=draft.meta,
+            card=draft.card,
+            publication=draft.publication,
+            created_at=at,
+        )
+        self._numbers[draft.task] = number
+        self._versions[entry.task.id, number] = version
+        self._publications[draft.publication] = (entry.task.id, number)
+        self._emit("version", entry.task, at, version=number)
+        return version
+
+    def _version_change(self, entry: TaskEntry, version: Version, *, created: bool) -> Change:
+        aliases = self._aliases.get(entry.task.id, ())
+        return Change(self._epoch, entry.task.id, entry=entry, version=version, aliases=aliases, created=created)
+
+    def raise_fence(self, publication: str, fence: int) -> int:
+        with self._changed:
+            seen = self._fences[publication] = max(fence, self._fences.get(publication, 0))
+            return seen
+
+    def set_state(self, task: str, number: int, state: VersionState, *, at: float, floor: int) -> Change:
+        with self._changed:
+            self._check_floor(floor)
+            entry, version = self._entry(task), self.get_version(task, number)
+            if version.state != state:
+                if state == "retired":
+                    self._check_unused(entry, number)
+                version = self._replace(entry, version.model_copy(update={"state": state}), at)
+            return Change(self._epoch, entry.task.id, entry=entry, version=version)
+
+    def _check_unused(self, entry: TaskEntry, number: int) -> None:
+        for alias in self._aliases.get(entry.task.id, ()):
+            if alias.version == number:
+                task = entry.task.name
+                raise VersionInUse(f"{task}@{number} is what {task}:{alias.name} points to", param="version")
+
+    def append_evaluation(self, task: str, number: int, evaluation: Evaluation, *, at: float, floor: int) -> Change:
+        with self._changed:
+            self._check_floor(floor)
+            entry, version = self._entry(task), self.get_version(task, number)
+            if evaluation not in version.card:
+                version = self._replace(entry, version.model_copy(update={"card": (*version.card, evaluation)}), at)
+            return Change(self._epoch, entry.task.id, entry=entry, version=version)
+
+    def _replace(self, entry: TaskEntry, version: Version, at: float) -> Version:
+        self._epoch += 1
+        self._versions[entry.task.id, version.number] = version
+        self._emit("version_state", entry.task, at, version=version.number)
+        return version
+
+    def move_alias(self, task: str, name: str, version: int, *, expected: int | None, at: float, floor: int) -> Change:
+        with self._changed:
+            self._check_floor(floor)
+            entry = self._entry(task)
+            self._check_revision(entry, name, expected)
+            state = self.get_version(task, version).state
+            if state in ("retired", "quarantined"):
+                raise Conflict(f"{task}@{version} is {state}: no alias may point to it", param="version")
+            self._epoch += 1
+            self._point(entry.task, name, version, at)
+            return Change(self._epoch, entry.task.id, aliases=self._aliases[entry.task.id])
+
+    def _check_revision(self, entry: TaskEntry | None, name: str, expected: int | None) -> None:
+        alias = self._find_alias(entry, name)
+        current = alias.revision if alias is not None and alias.version else 0
+        if expected is not None and expected != current:
+            found = f"is at revision {current}" if current else "does not exist"
+            raise RevisionMismatch(f"the alias {name} {found}", current=current or None, param="alias")
+
+    def _find_alias(self, entry: TaskEntry | None, name: str) -> AliasEntry | None:
+        aliases = self._aliases.get(entry.task.id, ()) if entry is not None else ()
+        return next((alias for alias in aliases if alias.name == name), None)
+
+    def _point(self, task: Task, name: str, version: int, at: float) -> None:
+        aliases = self._aliases.get(task.id, ())
+        revision = next((alias.revision for alias in aliases if alias.name == name), 0) + 1
+        self._set_alias(task.id, AliasEntry(name=name, version=version, revision=revision, updated_at=at))
+        self._emit("alias", task, at, version=version, alias=name)
+
+    def _set_alias(self, task_id: str, moved: AliasEntry) -> None:
+        aliases = {alias.name: alias for alias in self._aliases.get(task_id, ())}
+        aliases[moved.name] = moved
+        self._aliases[task_id] = tuple(aliases.values())
+
+    def delete_alias(self, task: str, name: str, *, expected: int | None, at: float, floor: int) -> Change:
+        with self._changed:
+            self._check_floor(floor)
+            entry = self._entry(task)
+            alias = self._find_alias(entry, name)
+            if alias is None or alias.version == 0:
+                raise AliasNotFound(f"task {task} has no alias {name}", param="alias")
+            self._check_revision(entry, name, expected)
+            self._epoch += 1
+            self._set_alias(entry.task.id, alias.model_copy(update={"version": 0, "updated_at": at}))
+            self._emit("alias_deleted", entry.task, at, alias=name)
+            return Change(self._epoch, entry.task.id, aliases=self._aliases[entry.task.id])
+
+    def restore(self, restoration: Restoration, *, expected_epoch: int) -> int:
+        with self._changed:
+            if self._epoch != expected_epoch:
+                raise Conflict("the registry changed while it was being rebuilt")
+            self._epoch = max(expected_epoch, restoration.epoch) + 1
+            for tombstone in restoration.tombstones:
+                self._restore_tombstone(tombstone, restoration.at)
+            self._numbers.update(restoration.numbers)
+            self._aliases.update(restoration.aliases)
+            for version in restoration.versions:
+                self._versions[version.task_id, version.number] = version
+                self._publications[version.publication] = (version.task_id, version.number)
+            for entry in restoration.entries:
+                self._entries[entry.task.name] = entry
+                self._emit("task", entry.task, restoration.at)
+            return self._epoch
+
+    def _restore_tombstone(self, tombstone: Tombstone, at: float) -> None:
+        for publication, number in tombstone.publications.items():
+            self._publications[publication] = (tombstone.task_id, number)
+        entry = self._entries.get(tombstone.name)
+        if entry is not None and entry.task.id == tombstone.task_id:
+            self._bury(entry)
+            self._emit("task_deleted", entry.task, at)
+
+    def _check_floor(self, floor: int) -> None:
+        if self._epoch < floor:
+            raise StoreBehind(
+                f"the metadata server is at epoch {self._epoch}, but the record files know of {floor}: rebuild it first"
+            )
+
+    def _emit(
+        self, kind: EventKind, task: Task, at: float, *, version: int | None = None, alias: str | None = None
+    ) -> None:
+        place = f"{int(at * 1000)}-{len(self._events)}"
+        subject = {"task": task.name, "task_id": task.id, "version": version, "alias": alias}
+        self._events.append(
+            Event.model_validate({"id": place, "epoch": self._epoch, "kind": kind, "at": at, **subject})
+        )
+        self._changed.notify_all()
+
+    # reads
+
+    def epoch(self) -> int:
+        with self._changed:
+            return self._epoch
+
+    def _entry(self, name: str) -> TaskEntry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise TaskNotFound(f"no task {name}", param="task") from None
+
+    def get_task(self, name: str) -> Task:
+        with self._changed:
+            return self._entry(name).task
+
+    def list_tasks(self, *, after: str | None, limit: int) -> tuple[list[Task], bool]:
+        with self._changed:
+            names = sorted(self._entries)
+            start = 0 if after is None else bisect_right(names, after)
+            page = names[start : start + limit]
+            return [self._entries[name].task for name in page], len(names) > start + limit
+
+    def get_version(self, task: str, number: int) -> Version:
+        with self._changed:
+            try:
+                return self._versions[self._entry(task).task.id, number]
+            except KeyError:
+                raise VersionNotFound(f"task {task} has no version {number}", param="version") from None
+
+    def list_versions(self, task: str, *, after: int, limit: int) -> tuple[list[Version], bool]:
+        with self._changed:
+            entry = self._entry(task)
+            numbers = range(max(after, entry.base) + 1, self._numbers.get(task, 0) + 1)
+            found = (self._versions.get((entry.task.id, number)) for number in numbers[:limit])
+            return [version for version in found if version], len(numbers) > limit
+
+    def list_aliases(self, task: str) -> list[Alias]:
+        with self._changed:
+            return public_aliases(task, self._aliases.get(self._entry(task).task.id, ()))
+
+    def find_publication(self, publication: str) -> Version | None:
+        with self._changed:
+            known = self._publications.get(publication)
+            return self._versions.get(known) if known is not None else None
+
+    def events(self, after: str, *, limit: int, block_ms: int | None) -> list[Event]:
+        deadline = time.monotonic() + (block_ms or 0) / 1000
+        with self._changed:
+            while True:
+                known = next((place for place, event in enumerate(self._events, 1) if event.id == after), 0)
+                rest = deadline - time.monotonic()
+                if known < len(self._events) or rest <= 0:
+                    return self._events[known : known + limit]
+                self._changed.wait(rest)
+
+    def dump(self) -> Dump:
+        with self._changed:
+            return Dump(
+                epoch=self._epoch,
+                last_event_id=self._events[-1].id if self._events else "0",
+                entries=tuple(self._entries[name] for name in sorted(self._entries)),
+                versions=tuple(sorted(self._versions.values(), key=lambda version: (version.task, version.number))),
+                aliases=dict(self._aliases),
+                numbers=dict(self._numbers),
+                publications={name: f"{task_id}:{number}" for name, (task_id, number) in self._publications.items()},
+            )
+
+
+def _aliases_to_move(alias: str | None, *, first: bool) -> list[str]:
+    """The first version of a task is its `prod` too, whatever other alias it was published under."""
+    if alias is None:
+        return []
+    return [alias, PROD] if first and alias != PROD else [alias]

@@ -1,0 +1,144 @@
+"""What a metadata server must do: the protocol that Redis and the in-memory fake both keep, and the data it speaks.
+
+Every write takes `floor`, the highest epoch known from the record files, and refuses with StoreBehind when the server
+is behind it; and `at`, the time in seconds. It returns a `Change`: all that the record files must say afterwards, read
+in the same atomic step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pydantic import Field
+
+from prompt_store.models import (
+    Alias,
+    AliasName,
+    Evaluation,
+    Event,
+    PromptMeta,
+    Record,
+    Task,
+    TaskName,
+    TaskSpec,
+    Version,
+    VersionState,
+)
+
+
+class TaskEntry(Record):
+    """A task as stored. Its versions are numbered from `base` + 1: numbers go on where an earlier task of the same
+    name stopped, so that `name@number` never comes to mean something else."""
+
+    task: Task
+    base: int = Field(ge=0)
+
+
+class AliasEntry(Record):
+    """An alias as stored. `version` 0: deleted; the entry stays so that its revisions are not given out again."""
+
+    name: AliasName
+    version: int = Field(ge=0)
+    revision: int = Field(ge=1)
+    updated_at: float
+
+
+class Tombstone(Record):
+    """What is left of a deleted task: its last number and the publications that must not be made again."""
+
+    name: TaskName
+    task_id: str
+    last: int = Field(ge=0)
+    publications: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A version before it has a number."""
+
+    task: str
+    publication: str
+    digest: str
+    size_bytes: int
+    meta: PromptMeta
+    state: VersionState
+    alias: str | None
+    expected: int | None  # revision of the alias; 0: must not exist; None: whatever it is
+    fence: int | None
+    card: tuple[Evaluation, ...]
+    spec: TaskSpec | None  # creates the task if it does not exist
+    new_task_id: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """The outcome of one write as of `epoch`; None: this part did not change and was not read."""
+
+    epoch: int
+    task_id: str
+    entry: TaskEntry | None = None
+    version: Version | None = None
+    aliases: tuple[AliasEntry, ...] | None = None
+    tombstone: Tombstone | None = None
+    created: bool = False
+
+
+@dataclass(frozen=True)
+class Dump:
+    """Everything the server holds, read at one moment."""
+
+    epoch: int
+    last_event_id: str
+    entries: tuple[TaskEntry, ...] = ()
+    versions: tuple[Version, ...] = ()
+    aliases: dict[str, tuple[AliasEntry, ...]] = field(default_factory=dict)  # by task id
+    numbers: dict[str, int] = field(default_factory=dict)  # by task name
+    publications: dict[str, str] = field(default_factory=dict)  # -> `task id:number`
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """What a rebuild puts back, all at once. `epoch` is the lowest that the server's counter may have afterwards."""
+
+    epoch: int
+    at: float
+    entries: tuple[TaskEntry, ...] = ()
+    versions: tuple[Version, ...] = ()
+    aliases: dict[str, tuple[AliasEntry, ...]] = field(default_factory=dict)
+    tombstones: tuple[Tombstone, ...] = ()
+    numbers: dict[str, int] = field(default_factory=dict)
+
+
+class Metadata(Protocol):
+    """Atomic, linearisable records. Names and numbers are checked by the caller."""
+
+    def epoch(self) -> int: ...
+    def put_task(self, name: str, spec: TaskSpec, *, new_task_id: str, at: float, floor: int) -> Change: ...
+    def delete_task(self, name: str, *, at: float, floor: int) -> Change: ...
+    def publish(self, draft: Draft, *, at: float, floor: int) -> Change: ...
+    def raise_fence(self, publication: str, fence: int) -> int: ...
+    def set_state(self, task: str, number: int, state: VersionState, *, at: float, floor: int) -> Change: ...
+    def append_evaluation(self, task: str, number: int, evaluation: Evaluation, *, at: float, floor: int) -> Change: ...
+    def move_alias(
+        self, task: str, name: str, version: int, *, expected: int | None, at: float, floor: int
+    ) -> Change: ...
+    def delete_alias(self, task: str, name: str, *, expected: int | None, at: float, floor: int) -> Change: ...
+
+    def get_task(self, name: str) -> Task: ...
+    def list_tasks(self, *, after: str | None, limit: int) -> tuple[list[Task], bool]: ...
+    def get_version(self, task: str, number: int) -> Version: ...
+    def list_versions(self, task: str, *, after: int, limit: int) -> tuple[list[Version], bool]: ...
+    def list_aliases(self, task: str) -> list[Alias]: ...
+    def find_publication(self, publication: str) -> Version | None: ...
+    def events(self, after: str, *, limit: int, block_ms: int | None) -> list[Event]: ...
+    def dump(self) -> Dump: ...
+    def restore(self, restoration: Restoration, *, expected_epoch: int) -> int:
+        """Put everything back in one atomic step and return the new epoch; Conflict if the epoch has moved on."""
+        ...
+
+
+def public_aliases(task: str, entries: tuple[AliasEntry, ...]) -> list[Alias]:
+    """The aliases among `entries` that exist, by name."""
+    live = (entry for entry in entries if entry.version > 0)
+    return sorted((Alias(task=task, **entry.model_dump()) for entry in live), key=lambda alias: alias.name)

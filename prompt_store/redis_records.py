@@ -1,0 +1,155 @@
+"""The lines and JSON that stand in Redis values, to and from records. Pure; the scripts read the same forms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prompt_store.metadata import AliasEntry, Draft, Dump, TaskEntry
+from prompt_store.models import Evaluation, Event, Task, TaskSpec, Version
+
+
+def spec_json(spec: TaskSpec) -> str:
+    return spec.model_dump_json()
+
+
+def labels_json(spec: TaskSpec) -> str:
+    """The part of a spec that may not change while versions exist, in one form that compares as text."""
+    return json.dumps(spec.labels)
+
+
+def task_line(entry: TaskEntry) -> str:
+    task = entry.task
+    parts = [task.id, str(entry.base), repr(task.created_at), repr(task.updated_at)]
+    return "\n".join([*parts, labels_json(task.spec), spec_json(task.spec)])
+
+
+def read_task_line(name: str, line: str) -> TaskEntry:
+    task_id, base, created_at, updated_at, _, spec = line.split("\n", 5)
+    task = Task(
+        name=name,
+        id=task_id,
+        spec=TaskSpec.model_validate_json(spec),
+        created_at=float(created_at),
+        updated_at=float(updated_at),
+    )
+    return TaskEntry(task=task, base=int(base))
+
+
+def draft_body(draft: Draft, at: float) -> str:
+    """The immutable part of a version; its task id and number stand in the field's name."""
+    body = {
+        "task": draft.task,
+        "digest": draft.digest,
+        "size_bytes": draft.size_bytes,
+        "meta": draft.meta.model_dump(mode="json"),
+        "publication": draft.publication,
+        "created_at": at,
+    }
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+
+
+def version_body(version: Version) -> str:
+    body = version.model_dump(mode="json", include={"task", "digest", "size_bytes", "meta", "publication"})
+    return json.dumps({**body, "created_at": version.created_at}, separators=(",", ":"), ensure_ascii=False)
+
+
+def version_field(task_id: str, number: int | str) -> str:
+    return f"{task_id}:{number}"
+
+
+def read_version(field: str, body: str, state: str, card: str | None) -> Version:
+    task_id, _, number = field.partition(":")
+    fields: dict[str, Any] = json.loads(body)
+    fields.update(task_id=task_id, number=int(number), state=state, card=read_card(card))
+    return Version.model_validate(fields)
+
+
+def evaluation_line(evaluation: Evaluation) -> str:
+    return evaluation.model_dump_json()
+
+
+def card_lines(card: Sequence[Evaluation]) -> str:
+    return "\n".join(evaluation_line(evaluation) for evaluation in card)
+
+
+def read_card(lines: str | None) -> tuple[Evaluation, ...]:
+    return tuple(Evaluation.model_validate_json(line) for line in (lines or "").split("\n") if line)
+
+
+def alias_lines(entries: Sequence[AliasEntry]) -> str:
+    return "\n".join(f"{e.name} {e.revision} {e.updated_at!r} {e.version}" for e in entries)
+
+
+def read_alias_lines(lines: str | None) -> tuple[AliasEntry, ...]:
+    rows = (line.split(" ") for line in (lines or "").split("\n") if line)
+    return tuple(
+        AliasEntry(name=name, revision=int(revision), updated_at=float(updated_at), version=int(version))
+        for name, revision, updated_at, version in rows
+    )
+
+
+def read_event(event_id: str, fields: Mapping[str, str]) -> Event:
+    return Event.model_validate(
+        {
+            "id": event_id,
+            "epoch": int(fields["epoch"]),
+            "kind": fields["kind"],
+            "task": fields["task"],
+            "task_id": fields["task_id"],
+            "version": int(fields["version"]) if fields["version"] else None,
+            "alias": fields["alias"] or None,
+            "at": float(fields["at"]),
+        }
+    )
+
+
+def stream_entries(reply: Any) -> list[tuple[str, dict[str, str]]]:
+    """The entries of one stream out of an XREAD reply, whose shape depends on the protocol's version."""
+    if not reply:
+        return []
+    if isinstance(reply, dict):  # RESP3: {stream: [entries]}, in some clients [[entries]]
+        (entries,) = reply.values()
+        return entries[0] if entries and isinstance(entries[0], list) else entries
+    return list(reply[0][1])
+
+
+def publish_arguments(draft: Draft, at: float) -> list[str | int]:
+    """The arguments of the publish script from the third on."""
+    return [
+        draft.task,
+        draft.publication,
+        "" if draft.fence is None else draft.fence,
+        draft.new_task_id,
+        "" if draft.spec is None else labels_json(draft.spec),
+        "" if draft.spec is None else spec_json(draft.spec),
+        draft_body(draft, at),
+        draft.state,
+        draft.alias or "",
+        "" if draft.expected is None else draft.expected,
+        card_lines(draft.card),
+    ]
+
+
+def read_dump(
+    epoch: str | None,
+    newest: Any,
+    tasks: Mapping[str, str],
+    bodies: Mapping[str, str],
+    states: Mapping[str, str],
+    cards: Mapping[str, str],
+    aliases: Mapping[str, str],
+    numbers: Mapping[str, str],
+    publications: Mapping[str, str],
+) -> Dump:
+    versions = (read_version(field, body, states[field], cards.get(field)) for field, body in bodies.items())
+    return Dump(
+        epoch=int(epoch or 0),
+        last_event_id=newest[0][0] if newest else "0",
+        entries=tuple(read_task_line(name, line) for name, line in sorted(tasks.items())),
+        versions=tuple(sorted(versions, key=lambda version: (version.task, version.number))),
+        aliases={task_id: read_alias_lines(lines) for task_id, lines in aliases.items()},
+        numbers={name: int(number) for name, number in numbers.items()},
+        publications=dict(publications),
+    )

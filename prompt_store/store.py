@@ -1,0 +1,279 @@
+"""`PromptStore`: the one way in. Blob first, record second, record files third, then the answer.
+
+Thread-safe and synchronous. It knows no torch, no model and no HTTP; what it raises is in `errors.py`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from prompt_store.blob_format import canonical_meta, decode_blob, encode_blob
+from prompt_store.blobs import BlobStore
+from prompt_store.collector import collect_orphans
+from prompt_store.errors import AliasNotFound, CorruptBlob, InvalidBlob
+from prompt_store.fsck import FsckReport, check_store, rebuild_store
+from prompt_store.journal import RecordFiles
+from prompt_store.metadata import Change, Draft, Metadata, public_aliases
+from prompt_store.models import PROD, Alias, Evaluation, Event, PromptMeta, Task, TaskSpec, Version, VersionState
+from prompt_store.redis_metadata import DEFAULT_TIMEOUT_S, RedisMetadata
+from prompt_store.refs import PromptRef, check_alias_name, check_publication, check_task_name
+from prompt_store.snapshot import Snapshot, snapshot_of
+
+MAX_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What `publish` did: the version, the alias it was published under as it stands now, and whether this very call
+    made it (False: the same publication had been made before)."""
+
+    version: Version
+    alias: Alias | None
+    created: bool
+
+
+class PromptStore:
+    """Tasks, versions and aliases in a metadata server; blobs and record files in a directory."""
+
+    def __init__(self, metadata: Metadata, blobs: BlobStore) -> None:
+        self.metadata = metadata
+        self.blobs = blobs
+        self.records = RecordFiles(blobs.root)
+
+    @classmethod
+    def open(cls, redis_url: str, blob_dir: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> PromptStore:
+        """A store over a Redis-protocol server and a directory, which is created. Connects on first use.
+
+        `timeout_s` bounds connecting to the server and each of its replies.
+        """
+        return cls(RedisMetadata(redis_url, timeout_s=timeout_s), BlobStore(blob_dir))
+
+    # tasks
+
+    def put_task(self, name: str, spec: TaskSpec) -> Task:
+        """Create the task or change its spec. Raises Conflict when labels would change while versions exist."""
+        change = self.metadata.put_task(
+            check_task_name(name), spec, new_task_id=secrets.token_hex(16), at=time.time(), floor=self.records.floor()
+        )
+        self.records.write(change)
+        assert change.entry is not None
+        return change.entry.task
+
+    def get_task(self, name: str) -> Task:
+        """Raises TaskNotFound."""
+        return self.metadata.get_task(check_task_name(name))
+
+    def list_tasks(self, *, after: str | None = None, limit: int = 100) -> tuple[list[Task], bool]:
+        """Tasks in the order of their names, those behind `after`; and whether there are more."""
+        return self.metadata.list_tasks(after=after, limit=_page(limit))
+
+    def delete_task(self, name: str) -> None:
+        """Delete a task with its versions and aliases; their blobs go with the next collection. Raises TaskNotFound.
+
+        Numbers and publications stay used: a new task of this name goes on counting.
+        """
+        self.records.write(self.metadata.delete_task(check_task_name(name), at=time.time(), floor=self.records.floor()))
+
+    # versions
+
+    def publish(
+        self,
+        *,
+        task: str,
+        meta: PromptMeta,
+        tensors: Mapping[str, np.ndarray],
+        publication: str,
+        alias: str | None = PROD,
+        state: VersionState = "published",
+        fence: int | None = None,
+        alias_revision: int | None = None,
+        card: Sequence[Evaluation] = (),
+        spec: TaskSpec | None = None,
+    ) -> Publication:
+        """Make a version of `task` durable, and point `alias` to it.
+
+        `publication` is the idempotency key: a second call with the same key returns the first call's version. `fence`
+        is refused when a higher one was seen for this publication. `alias_revision` is compared as in `move_alias`.
+        `spec` creates the task if it does not exist. The first version of a task becomes `prod`, unless `alias` is
+        None. When this returns, the version survives the loss of the metadata server.
+
+        Raises InvalidBlob, InvalidName, TaskNotFound, RevisionMismatch, Fenced, Conflict, StoreUnavailable. After
+        StoreUnavailable the same call may be made again.
+        """
+        if meta.task != check_task_name(task):
+            raise InvalidBlob(f"the metadata names the task {meta.task}, not {task}", param="meta")
+        data = encode_blob(meta, tensors)
+        with self.blobs.publishing():
+            draft = Draft(
+                task=task,
+                publication=check_publication(publication),
+                digest=self.blobs.put(data),
+                size_bytes=len(data),
+                meta=decode_blob(data)[0],  # as a reader will see it: tuples in free-form parts have become lists
+                state=state,
+                alias=None if alias is None else check_alias_name(alias),
+                expected=alias_revision,
+                fence=fence,
+                card=tuple(card),
+                spec=spec,
+                new_task_id=secrets.token_hex(16),
+            )
+            change = self.metadata.publish(draft, at=time.time(), floor=self.records.floor())
+            self.records.write(change)
+        assert change.version is not None
+        return Publication(change.version, _alias_in(change, task, alias), change.created)
+
+    def raise_fence(self, publication: str, fence: int) -> int:
+        """From now on refuse to publish under a lower token; returns the highest token seen. For whoever takes over."""
+        return self.metadata.raise_fence(check_publication(publication), fence)
+
+    def get_version(self, task: str, number: int) -> Version:
+        """Raises TaskNotFound, VersionNotFound."""
+        return self.metadata.get_version(check_task_name(task), number)
+
+    def list_versions(self, task: str, *, after: int = 0, limit: int = 100) -> tuple[list[Version], bool]:
+        """Versions with a number above `after`, ascending; and whether there are more. Raises TaskNotFound."""
+        return self.metadata.list_versions(check_task_name(task), after=after, limit=_page(limit))
+
+    def retire_version(self, task: str, number: int) -> Version:
+        """Set the state `retired`. Raises VersionInUse while an alias points to it."""
+        return self.set_state(task, number, "retired")
+
+    def set_state(self, task: str, number: int, state: VersionState) -> Version:
+        """Raises TaskNotFound, VersionNotFound, and VersionInUse for `retired` while an alias points to it."""
+        change = self.metadata.set_state(
+            check_task_name(task), number, state, at=time.time(), floor=self.records.floor()
+        )
+        return self._recorded(change)
+
+    def append_evaluation(self, task: str, number: int, evaluation: Evaluation) -> Version:
+        """Add to the version's card; an evaluation that is there already is not added again."""
+        change = self.metadata.append_evaluation(
+            check_task_name(task), number, evaluation, at=time.time(), floor=self.records.floor()
+        )
+        return self._recorded(change)
+
+    def _recorded(self, change: Change) -> Version:
+        self.records.write(change)
+        assert change.version is not None
+        return change.version
+
+    def find_publication(self, publication: str) -> Version | None:
+        """The version that `publication` made, if it made one that still exists."""
+        return self.metadata.find_publication(check_publication(publication))
+
+    # aliases
+
+    def get_alias(self, task: str, name: str) -> Alias:
+        """Raises TaskNotFound, AliasNotFound."""
+        check_alias_name(name)
+        for alias in self.list_aliases(task):
+            if alias.name == name:
+                return alias
+        raise AliasNotFound(f"task {task} has no alias {name}", param="alias")
+
+    def list_aliases(self, task: str) -> list[Alias]:
+        """All aliases of a task, by name. Raises TaskNotFound."""
+        return self.metadata.list_aliases(check_task_name(task))
+
+    def move_alias(self, task: str, name: str, version: int, *, expected: int | None) -> Alias:
+        """Point an alias to a version, if its revision is `expected`; 0: if it does not exist; None: in any case.
+
+        Raises RevisionMismatch, TaskNotFound, VersionNotFound, and Conflict for a retired or quarantined version.
+        """
+        change = self.metadata.move_alias(
+            check_task_name(task),
+            check_alias_name(name),
+            version,
+            expected=expected,
+            at=time.time(),
+            floor=self.records.floor(),
+        )
+        self.records.write(change)
+        alias = _alias_in(change, task, name)
+        assert alias is not None
+        return alias
+
+    def delete_alias(self, task: str, name: str, *, expected: int | None) -> None:
+        """Raises RevisionMismatch as `move_alias` does, TaskNotFound, AliasNotFound."""
+        change = self.metadata.delete_alias(
+            check_task_name(task), check_alias_name(name), expected=expected, at=time.time(), floor=self.records.floor()
+        )
+        self.records.write(change)
+
+    # reading
+
+    def resolve(self, ref: PromptRef) -> Version:
+        """The version that `ref` means now. Raises TaskNotFound, VersionNotFound, AliasNotFound."""
+        number = ref.version
+        if number is None:
+            number = self.get_alias(ref.task, ref.alias or PROD).version
+        return self.get_version(ref.task, number)
+
+    def load(self, version: Version) -> dict[str, np.ndarray]:
+        """The tensors of a version, fully verified: name -> read-only float32 array.
+
+        Raises BlobNotFound, CorruptBlob when the bytes are not those of this version, InvalidBlob when they are but
+        no reader should accept them.
+        """
+        data = self.blobs.read(version.digest)
+        if len(data) != version.size_bytes:
+            raise CorruptBlob(f"blob {version.digest} has {len(data)} bytes, its record says {version.size_bytes}")
+        meta, tensors = decode_blob(data, max_bytes=self.blobs.max_bytes)
+        if meta.task != version.task or canonical_meta(meta) != canonical_meta(version.meta):
+            raise CorruptBlob(f"blob {version.digest} describes another prompt than {version.task}@{version.number}")
+        return tensors
+
+    def read_blob(self, digest: str) -> bytes:
+        """The bytes of a blob, verified against its digest. Raises BlobNotFound, CorruptBlob."""
+        return self.blobs.read(digest)
+
+    def epoch(self) -> int:
+        """The counter of changes: equal epochs, equal registry."""
+        return self.metadata.epoch()
+
+    def events(self, after: str = "0", *, limit: int = 1000, block_ms: int | None = None) -> list[Event]:
+        """Events behind the id `after`, oldest first; waits up to `block_ms` milliseconds when there are none.
+
+        The stream is trimmed: a reader that was away too long sees a gap in the epochs and takes a new snapshot.
+        """
+        return self.metadata.events(after, limit=_page(limit), block_ms=block_ms)
+
+    def snapshot(self) -> Snapshot:
+        """Everything readable, as of one moment."""
+        return snapshot_of(self.metadata.dump())
+
+    # care
+
+    def collect_orphans(self, *, grace_s: float) -> list[str]:
+        """Take blobs that no version names out of service, if untouched for `grace_s` seconds; returns their digests.
+
+        They stay in quarantine for the same time before they are deleted. Raises StoreBehind.
+        """
+        return collect_orphans(self.metadata, self.blobs, self.records, grace_s=grace_s)
+
+    def fsck(self) -> FsckReport:
+        """Compare server, record files and blobs, and verify every blob. Changes nothing."""
+        return check_store(self.metadata, self.blobs, self.records)
+
+    def rebuild(self) -> FsckReport:
+        """Put back into the server what the record files know and it has forgotten, and the other way round."""
+        return rebuild_store(self.metadata, self.blobs, self.records)
+
+    def behind(self) -> bool:
+        """Whether the server has forgotten writes that the record files hold; if so, writing raises StoreBehind."""
+        return self.epoch() < self.records.floor()
+
+
+def _page(limit: int) -> int:
+    return max(1, min(limit, MAX_PAGE))
+
+
+def _alias_in(change: Change, task: str, name: str | None) -> Alias | None:
+    return next((alias for alias in public_aliases(task, change.aliases or ()) if alias.name == name), None)
