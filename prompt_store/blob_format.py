@@ -58,9 +58,11 @@ def canonical_meta(meta: PromptMeta) -> str:
     fields = meta.model_dump(mode="json")
     canonical = {name: value if name in _ORDERED else _sorted(value) for name, value in sorted(fields.items())}
     try:
-        return json.dumps(canonical, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(canonical, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text.encode()
     except ValueError as error:
-        raise InvalidBlob("the metadata holds a number that is not finite", param="meta") from error
+        raise InvalidBlob("the metadata holds a number that is not finite or half a character", param="meta") from error
+    return text
 
 
 def _sorted(value: Any) -> Any:
@@ -74,7 +76,7 @@ def _sorted(value: Any) -> Any:
 def decode_blob(data: bytes, *, max_bytes: int = MAX_BLOB_BYTES) -> tuple[PromptMeta, dict[str, np.ndarray]]:
     """Metadata and tensors of a prompt, both verified: size, header, names, dtype, shape, finite, magnitude.
 
-    The arrays are float32, own their memory and are read-only. Raises InvalidBlob.
+    The arrays are float32 and own their memory. Raises InvalidBlob.
     """
     if len(data) > max_bytes:
         raise InvalidBlob(f"{len(data)} bytes, the limit is {max_bytes}")
@@ -86,9 +88,7 @@ def decode_blob(data: bytes, *, max_bytes: int = MAX_BLOB_BYTES) -> tuple[Prompt
     except SafetensorError as error:
         raise InvalidBlob(f"not a safetensors file: {error}") from error
     check_tensors(meta, tensors)
-    for array in tensors.values():
-        array.flags.writeable = False
-    return meta, tensors
+    return meta, {name: array.copy() for name, array in tensors.items()}
 
 
 def _parse_header(data: bytes) -> tuple[dict[str, Any], int]:

@@ -15,6 +15,7 @@
     │   ├── VersionInUse       an alias still points to the version
     │   └── Fenced             a newer holder of the job has taken over
     ├── CorruptBlob            stored bytes are not what their record says: digest, size, kind of file, metadata
+    ├── CorruptRecord          a record file whose seal is broken: `fsck` names it, `rebuild` writes it anew
     ├── InvalidManifest        a saved snapshot that cannot be trusted; there is nothing to fall back to but the server
     └── StoreUnavailable       metadata server or blob directory out of reach; the same call may work later
         └── StoreBehind        the metadata server has forgotten writes that the record files hold: rebuild first
@@ -94,6 +95,10 @@ class Fenced(Conflict):
 
 class CorruptBlob(StoreError):
     code = "corrupt_blob"
+
+
+class CorruptRecord(StoreError):
+    code = "corrupt_record"
 
 
 class InvalidManifest(StoreError):

@@ -34,7 +34,7 @@ from prompt_store.durable import (
     storage_errors,
     sync_folder,
 )
-from prompt_store.errors import CorruptBlob, InvalidName
+from prompt_store.errors import CorruptRecord, InvalidName
 from prompt_store.metadata import AliasEntry, Change, TaskEntry, Tombstone
 from prompt_store.models import Record, Version
 
@@ -89,20 +89,20 @@ def seal(record: Record) -> bytes:
 
 
 def unseal(data: bytes, kind: type[AnyRecord]) -> AnyRecord:
-    """The record in `data`; raises CorruptBlob when the seal or the record is broken."""
+    """The record in `data`; raises CorruptRecord when the seal or the record is broken."""
     text = unsealed(data)
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        raise CorruptBlob(f"not a {kind.__name__}") from error
+        raise CorruptRecord(f"not a {kind.__name__}") from error
 
 
 def unsealed(data: bytes) -> bytes:
-    """The JSON behind a good seal; raises CorruptBlob."""
+    """The JSON behind a good seal; raises CorruptRecord."""
     match = _SEAL.match(data)
     text = data[match.end() :] if match else b""
     if match is None or hashlib.sha256(text).hexdigest().encode() != match[1]:
-        raise CorruptBlob("the seal of the file does not fit its content")
+        raise CorruptRecord("the seal of the file does not fit its content")
     return text
 
 
@@ -115,7 +115,7 @@ class RecordFiles:
             make_folder(self._folder)
 
     def floor(self) -> int:
-        """The highest epoch ever recorded here. Raises CorruptBlob, StoreUnavailable."""
+        """The highest epoch ever recorded here. Raises CorruptRecord, StoreUnavailable."""
         record = self._read("epoch", EpochRecord)
         return 0 if record is None else record.epoch
 
@@ -138,13 +138,16 @@ class RecordFiles:
 
     def _buried_since(self, change: Change) -> bool:
         """Whether the task was deleted by a later change whose writer was faster."""
-        record = self._read(f"task-{_checked(change.task_id)}.json", TaskRecord)
+        try:
+            record = self._read(f"task-{_checked(change.task_id)}.json", TaskRecord)
+        except CorruptRecord:
+            return False
         return record is not None and record.tombstone is not None and change.tombstone is None
 
     def _replace(self, name: str, record: AnyRecord) -> None:
         try:
             present = self._read(name, type(record))
-        except CorruptBlob:
+        except CorruptRecord:
             present = None
         if present is None or present.epoch < record.epoch:
             place_file(self._folder / name, seal(record))
@@ -164,7 +167,7 @@ class RecordFiles:
             except FileNotFoundError:
                 return None
             except (NotRegular, TooLong) as error:
-                raise CorruptBlob(f"record file {name}: {error.strerror}") from None
+                raise CorruptRecord(f"record file {name}: {error.strerror}") from None
         return unseal(data, kind)
 
     def read_all(self) -> Journal:
@@ -175,7 +178,7 @@ class RecordFiles:
         for name in names:
             try:
                 self._collect(name, journal)
-            except CorruptBlob:
+            except CorruptRecord:
                 journal.unreadable.append(name)
         buried = {task_id for task_id, record in journal.tasks.items() if record.tombstone is not None}
         journal.versions = {key: record for key, record in journal.versions.items() if key[0] not in buried}
@@ -229,7 +232,7 @@ def _subject(record: TaskRecord) -> str:
         return record.entry.task.id
     if record.tombstone is not None:
         return record.tombstone.task_id
-    raise CorruptBlob("a task record without a task")
+    raise CorruptRecord("a task record without a task")
 
 
 def _checked(task_id: str) -> str:

@@ -17,6 +17,7 @@ CARDS = "chorus:cards"  # hash: `id:number` -> evaluations, JSON lines
 ALIASES = "chorus:aliases"  # hash: task id -> alias lines
 PUBLICATIONS = "chorus:publications"  # hash: publication -> `id:number`; outlives the task
 FENCES = "chorus:fences"  # hash: publication -> highest fencing token seen
+GRAVES = "chorus:graves"  # hash: id of a deleted task -> `name last-number`
 
-# The order in which every script receives them: KEYS[1] is EPOCH, KEYS[11] is FENCES.
-ALL = (EPOCH, EVENTS, TASKS, NAMES, NUMBERS, VERSIONS, STATES, CARDS, ALIASES, PUBLICATIONS, FENCES)
+# The order in which every script receives them: KEYS[1] is EPOCH, KEYS[12] is GRAVES.
+ALL = (EPOCH, EVENTS, TASKS, NAMES, NUMBERS, VERSIONS, STATES, CARDS, ALIASES, PUBLICATIONS, FENCES, GRAVES)

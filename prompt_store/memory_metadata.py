@@ -6,9 +6,7 @@ Not for production: it forgets everything with its process.
 from __future__ import annotations
 
 import threading
-import time
 from bisect import bisect_right
-from typing import Literal
 
 from prompt_store.errors import (
     AliasNotFound,
@@ -20,6 +18,7 @@ from prompt_store.errors import (
     VersionInUse,
     VersionNotFound,
 )
+from prompt_store.event_log import EventKind, EventLog
 from prompt_store.metadata import (
     AliasEntry,
     Change,
@@ -32,8 +31,6 @@ from prompt_store.metadata import (
 )
 from prompt_store.models import PROD, Alias, Evaluation, Event, Task, TaskSpec, Version, VersionState
 
-EventKind = Literal["task", "task_deleted", "version", "version_state", "alias", "alias_deleted"]
-
 
 class MemoryMetadata:
     """Implements `Metadata`. Thread-safe."""
@@ -41,13 +38,17 @@ class MemoryMetadata:
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.RLock())
         self._epoch = 0
-        self._events: list[Event] = []
+        self._log = EventLog()
         self._entries: dict[str, TaskEntry] = {}
         self._numbers: dict[str, int] = {}
         self._versions: dict[tuple[str, int], Version] = {}
         self._aliases: dict[str, tuple[AliasEntry, ...]] = {}
         self._publications: dict[str, tuple[str, int]] = {}
         self._fences: dict[str, int] = {}
+        self._tombstones: dict[str, Tombstone] = {}
+
+    def close(self) -> None:
+        """Nothing to close."""
 
     # writes
 
@@ -90,7 +91,9 @@ class MemoryMetadata:
         self._aliases.pop(task.id, None)
         del self._entries[task.name]
         publications = {version.publication: version.number for version in gone}
-        return Tombstone(name=task.name, task_id=task.id, last=last, publications=publications)
+        tombstone = Tombstone(name=task.name, task_id=task.id, last=last, publications=publications)
+        self._tombstones[task.id] = tombstone
+        return tombstone
 
     def publish(self, draft: Draft, *, at: float, floor: int) -> Change:
         with self._changed:
@@ -241,8 +244,13 @@ class MemoryMetadata:
             if self._epoch != expected_epoch:
                 raise Conflict("the registry changed while it was being rebuilt")
             self._epoch = max(expected_epoch, restoration.epoch) + 1
+            for name in restoration.vacated:
+                self._bury(self._entries[name])
             for tombstone in restoration.tombstones:
-                self._restore_tombstone(tombstone, restoration.at)
+                self._tombstones[tombstone.task_id] = tombstone
+                for publication, number in tombstone.publications.items():
+                    self._publications[publication] = (tombstone.task_id, number)
+                self._log.add(self._epoch, "task_deleted", tombstone.name, tombstone.task_id, restoration.at)
             self._numbers.update(restoration.numbers)
             self._aliases.update(restoration.aliases)
             for version in restoration.versions:
@@ -253,14 +261,6 @@ class MemoryMetadata:
                 self._emit("task", entry.task, restoration.at)
             return self._epoch
 
-    def _restore_tombstone(self, tombstone: Tombstone, at: float) -> None:
-        for publication, number in tombstone.publications.items():
-            self._publications[publication] = (tombstone.task_id, number)
-        entry = self._entries.get(tombstone.name)
-        if entry is not None and entry.task.id == tombstone.task_id:
-            self._bury(entry)
-            self._emit("task_deleted", entry.task, at)
-
     def _check_floor(self, floor: int) -> None:
         if self._epoch < floor:
             raise StoreBehind(
@@ -270,11 +270,7 @@ class MemoryMetadata:
     def _emit(
         self, kind: EventKind, task: Task, at: float, *, version: int | None = None, alias: str | None = None
     ) -> None:
-        place = f"{int(at * 1000)}-{len(self._events)}"
-        subject = {"task": task.name, "task_id": task.id, "version": version, "alias": alias}
-        self._events.append(
-            Event.model_validate({"id": place, "epoch": self._epoch, "kind": kind, "at": at, **subject})
-        )
+        self._log.add(self._epoch, kind, task.name, task.id, at, version=version, alias=alias)
         self._changed.notify_all()
 
     # reads
@@ -324,25 +320,20 @@ class MemoryMetadata:
             return self._versions.get(known) if known is not None else None
 
     def events(self, after: str, *, limit: int, block_ms: int | None) -> list[Event]:
-        deadline = time.monotonic() + (block_ms or 0) / 1000
         with self._changed:
-            while True:
-                known = next((place for place, event in enumerate(self._events, 1) if event.id == after), 0)
-                rest = deadline - time.monotonic()
-                if known < len(self._events) or rest <= 0:
-                    return self._events[known : known + limit]
-                self._changed.wait(rest)
+            self._changed.wait_for(lambda: self._log.has_news(after), timeout=(block_ms or 0) / 1000)
+            return self._log.behind(after)[:limit]
 
     def dump(self) -> Dump:
         with self._changed:
             return Dump(
                 epoch=self._epoch,
-                last_event_id=self._events[-1].id if self._events else "0",
+                last_event_id=self._log.last_id(),
                 entries=tuple(self._entries[name] for name in sorted(self._entries)),
                 versions=tuple(sorted(self._versions.values(), key=lambda version: (version.task, version.number))),
                 aliases=dict(self._aliases),
                 numbers=dict(self._numbers),
-                publications={name: f"{task_id}:{number}" for name, (task_id, number) in self._publications.items()},
+                tombstones=tuple(self._tombstones.values()),
             )
 
 

@@ -94,7 +94,7 @@ class Dump:
     versions: tuple[Version, ...] = ()
     aliases: dict[str, tuple[AliasEntry, ...]] = field(default_factory=dict)  # by task id
     numbers: dict[str, int] = field(default_factory=dict)  # by task name
-    publications: dict[str, str] = field(default_factory=dict)  # -> `task id:number`
+    tombstones: tuple[Tombstone, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,14 @@ class Restoration:
     versions: tuple[Version, ...] = ()
     aliases: dict[str, tuple[AliasEntry, ...]] = field(default_factory=dict)
     tombstones: tuple[Tombstone, ...] = ()
+    vacated: tuple[str, ...] = ()  # names whose task on the server is one of the tombstones'
     numbers: dict[str, int] = field(default_factory=dict)
 
 
 class Metadata(Protocol):
     """Atomic, linearisable records. Names and numbers are checked by the caller."""
 
+    def close(self) -> None: ...
     def epoch(self) -> int: ...
     def put_task(self, name: str, spec: TaskSpec, *, new_task_id: str, at: float, floor: int) -> Change: ...
     def delete_task(self, name: str, *, at: float, floor: int) -> Change: ...

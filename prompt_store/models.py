@@ -25,7 +25,7 @@ VersionState = Literal["candidate", "published", "quarantined", "retired"]
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Decoding(Record):

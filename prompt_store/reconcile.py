@@ -9,7 +9,7 @@ whichever side it is known: task ids never come back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -50,6 +50,7 @@ class Comparison:
     versions: list[Version] = field(default_factory=list)
     aliases: dict[str, tuple[AliasEntry, ...]] = field(default_factory=dict)
     tombstones: dict[str, Tombstone] = field(default_factory=dict)
+    vacated: list[str] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
     # for the record files
     changes: list[Change] = field(default_factory=list)
@@ -65,6 +66,7 @@ class Comparison:
             versions=tuple(self.versions),
             aliases=self.aliases,
             tombstones=tuple(self.tombstones.values()),
+            vacated=tuple(self.vacated),
             numbers=self.numbers,
         )
 
@@ -90,75 +92,76 @@ def compare(journal: Journal, dump: Dump) -> Comparison:
 
 
 def _settle_tasks(found: Comparison) -> dict[str, TaskEntry]:
-    """Decide which tasks live, by id, and note what each side must learn of it."""
-    records = found.journal.tasks
-    known = {entry.task.id: entry for entry in found.dump.entries}
-    live: dict[str, tuple[int, TaskEntry]] = {}  # name -> epoch, entry
-    losers: list[TaskEntry] = []
-    for epoch, entry in _candidates(found, known):
-        rival = live.get(entry.task.name)
-        if rival is None or rival[0] < epoch:
-            live[entry.task.name] = (epoch, entry)
-            losers += [rival[1]] if rival else []
-        else:
-            losers.append(entry)
-    for loser in losers:
-        _bury(found, loser, known)
-    for task_id, record in records.items():
-        if record.tombstone is not None:
-            _compare_tombstone(found, record.tombstone, known.get(task_id))
-    return {entry.task.id: entry for _, entry in live.values()}
+    """Decide which tasks live, by id, and note what each side must learn of those and of the dead."""
+    records = found.journal.tasks.items()
+    dead = {tombstone.task_id: tombstone for tombstone in found.dump.tombstones}
+    dead |= {task_id: record.tombstone for task_id, record in records if record.tombstone is not None}
+    live: dict[str, tuple[int, TaskEntry]] = {}  # name -> epoch that speaks for it, entry
+    for epoch, entry in sorted(_candidates(found, dead), key=lambda candidate: candidate[0]):
+        if entry.task.name in live:
+            # Two tasks of one name: the older one was deleted, and the record of that was lost.
+            _, older = live[entry.task.name]
+            dead[older.task.id] = Tombstone(
+                name=older.task.name, task_id=older.task.id, last=older.base, publications={}
+            )
+        live[entry.task.name] = (epoch, entry)
+    for tombstone in dead.values():
+        _compare_tombstone(found, _complete(found, tombstone))
+    alive = {entry.task.id: entry for _, entry in live.values()}
+    for entry in alive.values():
+        _compare_task(found, entry)
+    return alive
 
 
-def _candidates(found: Comparison, known: dict[str, TaskEntry]) -> Iterable[tuple[int, TaskEntry]]:
+def _candidates(found: Comparison, dead: Container[str]) -> Iterable[tuple[int, TaskEntry]]:
     """Every task that no side knows to be deleted, in its newer form, with the epoch that speaks for it."""
-    records = found.journal.tasks
-    for task_id, record in records.items():
-        entry = record.entry
-        if entry is None:
-            continue
-        server = known.get(task_id)
-        if found.server_lacks(record.epoch, known=server is not None):
-            if server != entry:
-                found.report("stale_in_server" if server else "missing_in_server", f"task {entry.task.name}")
-                found.entries[task_id] = entry
-            yield record.epoch, entry
-        else:
-            assert server is not None
-            if server != entry:
-                _tell_files(found, "stale_record", f"task {entry.task.name}", task_id, entry=server)
-            yield found.dump.epoch, server
+    known = {entry.task.id: entry for entry in found.dump.entries}
+    for task_id, record in found.journal.tasks.items():
+        if record.entry is not None and task_id not in dead:
+            if found.server_lacks(record.epoch, known=task_id in known):
+                yield record.epoch, record.entry
+            else:
+                yield found.dump.epoch, known[task_id]
     for task_id, entry in known.items():
-        if task_id not in records:
-            _tell_files(found, "missing_record", f"task {entry.task.name}", task_id, entry=entry)
+        if task_id not in found.journal.tasks and task_id not in dead:
             yield found.dump.epoch, entry
 
 
-def _bury(found: Comparison, loser: TaskEntry, known: dict[str, TaskEntry]) -> None:
-    """Two tasks of one name: the older one was deleted, and the record of that was lost."""
-    task = loser.task
-    found.entries.pop(task.id, None)
-    tombstone = Tombstone(name=task.name, task_id=task.id, last=loser.base, publications={})
-    tombstone = _with_publications(found, tombstone)
-    _tell_files(found, "stale_record", f"task {task.name} ({task.id})", task.id, tombstone=tombstone)
-    _compare_tombstone(found, tombstone, known.get(task.id))
+def _compare_task(found: Comparison, entry: TaskEntry) -> None:
+    task_id, subject = entry.task.id, f"task {entry.task.name}"
+    server = next((known for known in found.dump.entries if known.task.id == task_id), None)
+    record = found.journal.tasks.get(task_id)
+    if server != entry:
+        found.report("stale_in_server" if server else "missing_in_server", subject)
+        found.entries[task_id] = entry
+    if record is None or record.entry != entry:
+        _tell_files(found, "stale_record" if record else "missing_record", subject, task_id, entry=entry)
 
 
-def _with_publications(found: Comparison, tombstone: Tombstone) -> Tombstone:
+def _complete(found: Comparison, tombstone: Tombstone) -> Tombstone:
     """The tombstone with all publications that either side knows of."""
-    versions = [version for version in found.dump.versions if version.task_id == tombstone.task_id]
-    versions += [r.version for (task_id, _), r in found.journal.versions.items() if task_id == tombstone.task_id]
+    task_id = tombstone.task_id
+    versions = [version for version in found.dump.versions if version.task_id == task_id]
+    versions += [record.version for key, record in found.journal.versions.items() if key[0] == task_id]
     publications = {version.publication: version.number for version in versions} | tombstone.publications
+    for known in found.dump.tombstones:
+        publications |= known.publications if known.task_id == task_id else {}
     last = max([tombstone.last, *publications.values()])
     return tombstone.model_copy(update={"publications": publications, "last": last})
 
 
-def _compare_tombstone(found: Comparison, tombstone: Tombstone, server: TaskEntry | None) -> None:
-    wanted = {name: f"{tombstone.task_id}:{number}" for name, number in tombstone.publications.items()}
-    if server is None and wanted.items() <= found.dump.publications.items():
-        return
-    found.report("stale_in_server", f"task {tombstone.name} ({tombstone.task_id})", "deleted")
-    found.tombstones[tombstone.task_id] = _with_publications(found, tombstone)
+def _compare_tombstone(found: Comparison, tombstone: Tombstone) -> None:
+    task_id, subject = tombstone.task_id, f"task {tombstone.name} ({tombstone.task_id})"
+    record = found.journal.tasks.get(task_id)
+    if record is None or record.tombstone is None:
+        _tell_files(found, "stale_record" if record else "missing_record", subject, task_id, tombstone=tombstone)
+    server = next((known for known in found.dump.tombstones if known.task_id == task_id), None)
+    occupied = any(entry.task.id == task_id for entry in found.dump.entries)
+    if server is None or occupied or server.publications != tombstone.publications:
+        found.report("stale_in_server", subject, "it was deleted")
+        found.tombstones[task_id] = tombstone
+        if occupied:
+            found.vacated.append(tombstone.name)
 
 
 def _compare_versions(found: Comparison, live: dict[str, TaskEntry]) -> None:
@@ -167,7 +170,7 @@ def _compare_versions(found: Comparison, live: dict[str, TaskEntry]) -> None:
         version, present = record.version, server.get(key)
         subject = f"version {version.task}@{version.number}"
         if key[0] not in live:
-            if key[0] not in found.journal.tasks:
+            if key[0] not in found.journal.tasks and key[0] not in found.tombstones:
                 found.report("missing_in_server", subject, "the record of its task is lost")
         elif not found.server_lacks(record.epoch, known=present is not None):
             assert present is not None
@@ -204,8 +207,10 @@ def _compare_numbers(found: Comparison) -> None:
     for task in found.journal.tasks.values():
         if task.tombstone is not None:
             _raise_number(found, task.tombstone.name, task.tombstone.last)
-        if task.entry is not None:
-            _raise_number(found, task.entry.task.name, task.entry.base)
+    for tombstone in found.tombstones.values():
+        _raise_number(found, tombstone.name, tombstone.last)
+    for entry in found.entries.values():
+        _raise_number(found, entry.task.name, entry.base)
 
 
 def _raise_number(found: Comparison, name: str, number: int) -> None:

@@ -219,6 +219,7 @@ class RedisMetadata:
             for key in (keys.TASKS, keys.VERSIONS, keys.STATES, keys.CARDS, keys.ALIASES, keys.NUMBERS):
                 pipe.hgetall(key)
             pipe.hgetall(keys.PUBLICATIONS)
+            pipe.hgetall(keys.GRAVES)
             return redis_records.read_dump(*pipe.execute())
 
 

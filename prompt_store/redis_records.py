@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prompt_store.metadata import AliasEntry, Draft, Dump, TaskEntry
+from prompt_store.metadata import AliasEntry, Draft, Dump, TaskEntry, Tombstone
 from prompt_store.models import Evaluation, Event, Task, TaskSpec, Version
 
 
@@ -105,6 +105,24 @@ def read_event(event_id: str, fields: Mapping[str, str]) -> Event:
     )
 
 
+def grave_line(tombstone: Tombstone) -> str:
+    return f"{tombstone.name} {tombstone.last}"
+
+
+def read_graves(graves: Mapping[str, str], publications: Mapping[str, str]) -> tuple[Tombstone, ...]:
+    """The tombstones that the server's graves and publications make together."""
+    numbers: dict[str, dict[str, int]] = {task_id: {} for task_id in graves}
+    for publication, field in publications.items():
+        task_id, _, number = field.partition(":")
+        if task_id in numbers:
+            numbers[task_id][publication] = int(number)
+    rows = ((task_id, *line.split(" ")) for task_id, line in graves.items())
+    return tuple(
+        Tombstone(name=name, task_id=task_id, last=int(last), publications=numbers[task_id])
+        for task_id, name, last in rows
+    )
+
+
 def stream_entries(reply: Any) -> list[tuple[str, dict[str, str]]]:
     """The entries of one stream out of an XREAD reply, whose shape depends on the protocol's version."""
     if not reply:
@@ -142,6 +160,7 @@ def read_dump(
     aliases: Mapping[str, str],
     numbers: Mapping[str, str],
     publications: Mapping[str, str],
+    graves: Mapping[str, str],
 ) -> Dump:
     versions = (read_version(field, body, states[field], cards.get(field)) for field, body in bodies.items())
     return Dump(
@@ -151,5 +170,5 @@ def read_dump(
         versions=tuple(sorted(versions, key=lambda version: (version.task, version.number))),
         aliases={task_id: read_alias_lines(lines) for task_id, lines in aliases.items()},
         numbers={name: int(number) for name, number in numbers.items()},
-        publications=dict(publications),
+        tombstones=read_graves(graves, publications),
     )

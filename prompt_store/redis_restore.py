@@ -9,7 +9,6 @@ import redis
 from prompt_store import keys, redis_records
 from prompt_store.errors import Conflict
 from prompt_store.metadata import Restoration, Tombstone
-from prompt_store.models import Task
 from prompt_store.scripts import MAX_EVENTS
 
 
@@ -24,13 +23,16 @@ def restore(client: redis.Redis, restoration: Restoration, expected_epoch: int) 
         pipe.set(keys.EPOCH, epoch)
         for tombstone in restoration.tombstones:
             _bury(pipe, tombstone)
+        for name in restoration.vacated:
+            pipe.hdel(keys.TASKS, name)
+            pipe.zrem(keys.NAMES, name)
         _restore_records(pipe, restoration)
         for name, number in restoration.numbers.items():
             pipe.hset(keys.NUMBERS, name, str(number))
         for tombstone in restoration.tombstones:
             _emit(pipe, epoch, "task_deleted", tombstone.name, tombstone.task_id, restoration.at)
-        for task in _changed_tasks(restoration):
-            _emit(pipe, epoch, "task", task.name, task.id, restoration.at)
+        for entry in restoration.entries:
+            _emit(pipe, epoch, "task", entry.task.name, entry.task.id, restoration.at)
         try:
             pipe.execute()
         except redis.WatchError:
@@ -53,19 +55,14 @@ def _restore_records(pipe: Any, restoration: Restoration) -> None:
         pipe.hset(keys.ALIASES, task_id, redis_records.alias_lines(entries))
 
 
-def _changed_tasks(restoration: Restoration) -> list[Task]:
-    return [entry.task for entry in restoration.entries]
-
-
 def _bury(pipe: Any, tombstone: Tombstone) -> None:
     for publication, number in tombstone.publications.items():
         field = redis_records.version_field(tombstone.task_id, number)
         pipe.hset(keys.PUBLICATIONS, publication, field)
         for key in (keys.VERSIONS, keys.STATES, keys.CARDS):
             pipe.hdel(key, field)
+    pipe.hset(keys.GRAVES, tombstone.task_id, redis_records.grave_line(tombstone))
     pipe.hdel(keys.ALIASES, tombstone.task_id)
-    pipe.hdel(keys.TASKS, tombstone.name)
-    pipe.zrem(keys.NAMES, tombstone.name)
 
 
 def _emit(pipe: Any, epoch: int, kind: str, task: str, task_id: str, at: float) -> None:

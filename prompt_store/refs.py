@@ -16,6 +16,7 @@ _TASK = re.compile(TASK_NAME)
 _ALIAS = re.compile(ALIAS_NAME)
 _DIGEST = re.compile(DIGEST)
 _PUBLICATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,199}")
+_EVENT_ID = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 _MAX_NUMBER_DIGITS = 9
 
 
@@ -97,6 +98,13 @@ def check_publication(publication: str) -> str:
             param="publication",
         )
     return publication
+
+
+def check_event_id(event_id: str) -> str:
+    """Return `event_id`, a place in the event stream; InvalidName unless it is `0`, `ms` or `ms-sequence`."""
+    if not _EVENT_ID.fullmatch(event_id):
+        raise InvalidName(f"{_shown(event_id)} is not the id of an event", param="after")
+    return event_id
 
 
 def _shown(text: str) -> str:

@@ -16,7 +16,7 @@ MAX_EVENTS = 10_000  # kept in the stream; who falls further behind reconciles b
 
 _PRELUDE = f"""
 -- KEYS   1 epoch  2 events  3 tasks  4 task names  5 numbers  6 versions  7 states  8 cards  9 aliases
---        10 publications  11 fences
+--        10 publications  11 fences  12 graves
 -- ARGV   1 floor: an epoch the caller has seen; a server behind it has lost writes  2 now, seconds
 local epoch = tonumber(redis.call('GET', KEYS[1]) or '0')
 if epoch < tonumber(ARGV[1]) then return {{'behind', tostring(epoch)}} end
@@ -181,6 +181,7 @@ end
 redis.call('HDEL', KEYS[9], task.id)
 redis.call('HDEL', KEYS[3], name)
 redis.call('ZREM', KEYS[4], name)
+redis.call('HSET', KEYS[12], task.id, name .. ' ' .. last_number(name))
 emit('task_deleted', name, task.id, '', '')
 return reply
 """

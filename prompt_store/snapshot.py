@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from prompt_store.durable import NotRegular, TooLong, make_folder, read_file, storage_errors, write_file
-from prompt_store.errors import AliasNotFound, CorruptBlob, InvalidManifest, NotFound, TaskNotFound, VersionNotFound
+from prompt_store.errors import AliasNotFound, CorruptRecord, InvalidManifest, NotFound, TaskNotFound, VersionNotFound
 from prompt_store.journal import seal, unsealed
 from prompt_store.metadata import Dump, public_aliases
 from prompt_store.models import PROD, Alias, Record, Task, Version
@@ -91,7 +91,7 @@ class Snapshot(Record):
                 raise InvalidManifest(f"the manifest is {error.strerror}") from None
         try:
             return cls.model_validate_json(unsealed(data))
-        except (CorruptBlob, ValidationError) as error:
+        except (CorruptRecord, ValidationError) as error:
             raise InvalidManifest("the manifest is damaged or of another format") from error
 
 

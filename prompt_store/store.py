@@ -16,13 +16,13 @@ import numpy as np
 from prompt_store.blob_format import canonical_meta, decode_blob, encode_blob
 from prompt_store.blobs import BlobStore
 from prompt_store.collector import collect_orphans
-from prompt_store.errors import AliasNotFound, CorruptBlob, InvalidBlob
+from prompt_store.errors import AliasNotFound, Conflict, CorruptBlob, InvalidBlob
 from prompt_store.fsck import FsckReport, check_store, rebuild_store
 from prompt_store.journal import RecordFiles
 from prompt_store.metadata import Change, Draft, Metadata, public_aliases
 from prompt_store.models import PROD, Alias, Evaluation, Event, PromptMeta, Task, TaskSpec, Version, VersionState
 from prompt_store.redis_metadata import DEFAULT_TIMEOUT_S, RedisMetadata
-from prompt_store.refs import PromptRef, check_alias_name, check_publication, check_task_name
+from prompt_store.refs import PromptRef, check_alias_name, check_event_id, check_publication, check_task_name
 from prompt_store.snapshot import Snapshot, snapshot_of
 
 MAX_PAGE = 1000
@@ -54,6 +54,16 @@ class PromptStore:
         """
         return cls(RedisMetadata(redis_url, timeout_s=timeout_s), BlobStore(blob_dir))
 
+    def close(self) -> None:
+        """Close the connections to the metadata server."""
+        self.metadata.close()
+
+    def __enter__(self) -> PromptStore:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     # tasks
 
     def put_task(self, name: str, spec: TaskSpec) -> Task:
@@ -71,7 +81,7 @@ class PromptStore:
 
     def list_tasks(self, *, after: str | None = None, limit: int = 100) -> tuple[list[Task], bool]:
         """Tasks in the order of their names, those behind `after`; and whether there are more."""
-        return self.metadata.list_tasks(after=after, limit=_page(limit))
+        return self.metadata.list_tasks(after=None if after is None else check_task_name(after), limit=_page(limit))
 
     def delete_task(self, name: str) -> None:
         """Delete a task with its versions and aliases; their blobs go with the next collection. Raises TaskNotFound.
@@ -108,6 +118,8 @@ class PromptStore:
         """
         if meta.task != check_task_name(task):
             raise InvalidBlob(f"the metadata names the task {meta.task}, not {task}", param="meta")
+        if alias is not None and state in ("retired", "quarantined"):
+            raise Conflict(f"no alias may point to a version that is {state}", param="alias")
         data = encode_blob(meta, tensors)
         with self.blobs.publishing():
             draft = Draft(
@@ -120,7 +132,7 @@ class PromptStore:
                 alias=None if alias is None else check_alias_name(alias),
                 expected=alias_revision,
                 fence=fence,
-                card=tuple(card),
+                card=tuple(_plain(evaluation) for evaluation in card),
                 spec=spec,
                 new_task_id=secrets.token_hex(16),
             )
@@ -155,7 +167,7 @@ class PromptStore:
     def append_evaluation(self, task: str, number: int, evaluation: Evaluation) -> Version:
         """Add to the version's card; an evaluation that is there already is not added again."""
         change = self.metadata.append_evaluation(
-            check_task_name(task), number, evaluation, at=time.time(), floor=self.records.floor()
+            check_task_name(task), number, _plain(evaluation), at=time.time(), floor=self.records.floor()
         )
         return self._recorded(change)
 
@@ -217,7 +229,7 @@ class PromptStore:
         return self.get_version(ref.task, number)
 
     def load(self, version: Version) -> dict[str, np.ndarray]:
-        """The tensors of a version, fully verified: name -> read-only float32 array.
+        """The tensors of a version, fully verified: name -> float32 array of its own.
 
         Raises BlobNotFound, CorruptBlob when the bytes are not those of this version, InvalidBlob when they are but
         no reader should accept them.
@@ -243,7 +255,7 @@ class PromptStore:
 
         The stream is trimmed: a reader that was away too long sees a gap in the epochs and takes a new snapshot.
         """
-        return self.metadata.events(after, limit=_page(limit), block_ms=block_ms)
+        return self.metadata.events(check_event_id(after), limit=_page(limit), block_ms=block_ms)
 
     def snapshot(self) -> Snapshot:
         """Everything readable, as of one moment."""
@@ -273,6 +285,11 @@ class PromptStore:
 
 def _page(limit: int) -> int:
     return max(1, min(limit, MAX_PAGE))
+
+
+def _plain(evaluation: Evaluation) -> Evaluation:
+    """The evaluation as a reader will see it: tuples in its free-form details become lists."""
+    return Evaluation.model_validate_json(evaluation.model_dump_json())
 
 
 def _alias_in(change: Change, task: str, name: str | None) -> Alias | None:
