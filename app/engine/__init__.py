@@ -1,0 +1,22 @@
+"""The engine: continuous batching of mixed-task rows over one frozen model."""
+
+from app.engine.answers import Answer, StreamEvent, Usage
+from app.engine.config import EngineConfig
+from app.engine.engine import Engine
+from app.engine.service import EngineService
+from app.engine.types import Capabilities, EngineStats, Event, FinishReason, Request, Sampling
+
+__all__ = [
+    "Answer",
+    "Capabilities",
+    "Engine",
+    "EngineConfig",
+    "EngineService",
+    "EngineStats",
+    "Event",
+    "FinishReason",
+    "Request",
+    "Sampling",
+    "StreamEvent",
+    "Usage",
+]

@@ -1,0 +1,61 @@
+"""What callers of the service get."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.engine.types import FinishReason
+
+
+@dataclass(frozen=True)
+class Usage:
+    """`prompt_tokens` are the text's; virtual tokens are counted apart and in the total."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    virtual_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens + self.virtual_tokens
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row's answer. Label tasks have `label`, `scores` (probabilities over the labels) and `log_scores`; their
+    `text` is the label. Others have the generated `text` and `token_ids`."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    label: str | None = None
+    scores: dict[str, float] | None = None
+    log_scores: dict[str, float] | None = None
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """A piece of text; the last event has `finish_reason` and `usage`."""
+
+    text: str
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+def label_answer(labels: Sequence[str], log_scores: Sequence[float], usage: Usage) -> Answer:
+    """The most likely label, with probabilities normalised over the label set."""
+    peak = max(log_scores)
+    weights = [math.exp(score - peak) for score in log_scores]
+    total = sum(weights)
+    best = labels[max(range(len(labels)), key=log_scores.__getitem__)]
+    return Answer(
+        text=best,
+        finish_reason="label",
+        usage=usage,
+        label=best,
+        scores={label: weight / total for label, weight in zip(labels, weights, strict=True)},
+        log_scores=dict(zip(labels, log_scores, strict=True)),
+    )

@@ -1,0 +1,74 @@
+"""The thread that steps the engine. Commands go in through a queue, events come out through a callback.
+
+Nothing but this thread touches the engine, so the engine needs no locks.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+from app.engine.engine import Engine
+from app.engine.types import Event
+
+log = logging.getLogger(__name__)
+
+Command = Callable[[Engine], None]
+
+
+class EngineThread:
+    """Runs `engine.step` whenever there is work; sleeps otherwise."""
+
+    def __init__(self, engine: Engine, deliver: Callable[[list[Event]], None], *, threads: int) -> None:
+        self._engine, self._deliver, self._threads = engine, deliver, threads
+        self._commands: deque[Command] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="chorus-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def send(self, *commands: Command) -> None:
+        """Have commands carried out on the engine's thread before its next step."""
+        with self._wake:
+            self._commands.extend(commands)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        if self._threads:
+            torch.set_num_threads(self._threads)
+        while self._take_commands():
+            try:
+                events = self._engine.step()
+            except Exception as error:  # the thread must outlive any one batch; every request gets its ending
+                log.exception("an engine step failed")
+                events = self._engine.fail_all(f"the engine failed: {type(error).__name__}")
+            if events:
+                self._deliver(events)
+
+    def _take_commands(self) -> bool:
+        """Wait for work and carry out what was sent. False when it is time to stop."""
+        with self._wake:
+            while not self._commands and self._engine.idle and not self._stopping:
+                self._wake.wait()
+            commands, self._commands = list(self._commands), deque()
+            if self._stopping:
+                return False
+        for command in commands:
+            command(self._engine)
+        return True
