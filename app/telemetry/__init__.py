@@ -1,0 +1,6 @@
+"""Logs and metrics of the service. Imported by all layers above the errors; knows no HTTP, tasks or tensors."""
+
+from app.telemetry.logs import configure_logging, request_id
+from app.telemetry.metrics import Metrics
+
+__all__ = ["Metrics", "configure_logging", "request_id"]

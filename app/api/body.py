@@ -1,0 +1,100 @@
+"""Reading a request's body: all of it before the application runs, never more than its limit, never for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive
+
+from app.api.faults import BadRequest, HeadersTooLarge, ReadTimeout
+from app.errors import TooLarge
+
+
+@dataclass(frozen=True)
+class EdgeLimits:
+    """Bounds of one request's bytes. `linger_bytes` of a refused body are read and dropped, so that the client,
+    still sending, gets to read its refusal."""
+
+    max_header_fields: int = 100
+    max_header_bytes: int = 16 << 10
+    chunk_s: float = 10.0
+    body_s: float = 30.0
+    upload_s: float = 600.0
+    linger_bytes: int = 16 << 20
+    linger_s: float = 5.0
+    send_s: float = 60.0
+
+
+def check_head(scope_headers: list[tuple[bytes, bytes]], limits: EdgeLimits) -> None:
+    """Raises HeadersTooLarge, or BadRequest for a body framed in two ways at once (request smuggling)."""
+    size = sum(len(name) + len(value) for name, value in scope_headers)
+    if len(scope_headers) > limits.max_header_fields or size > limits.max_header_bytes:
+        raise HeadersTooLarge(
+            f"at most {limits.max_header_fields} header fields and {limits.max_header_bytes} bytes of them"
+        )
+    names = [name for name, _ in scope_headers]
+    if b"transfer-encoding" in names and b"content-length" in names:
+        raise BadRequest("content-length and transfer-encoding exclude each other")
+
+
+async def read_body(receive: Receive, headers: Headers, *, max_bytes: int, total_s: float, limits: EdgeLimits) -> bytes:
+    """The whole body; raises TooLarge, ReadTimeout or ClientDisconnect."""
+    announced = headers.get("content-length", "0")
+    if announced.isdigit() and int(announced[:20]) > max_bytes:
+        if headers.get("expect", "").lower() != "100-continue":
+            await _discard(receive, limits)
+        raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(total_s):
+            more = True
+            while more:
+                async with asyncio.timeout(limits.chunk_s):
+                    message = await receive()
+                chunk, more = _chunk(message)
+                size += len(chunk)
+                if size > max_bytes:
+                    chunks.clear()
+                    await _discard(receive, limits)
+                    raise _too_large(max_bytes)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise ReadTimeout("the body did not arrive in time") from None
+    return b"".join(chunks)
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body once, then whatever the connection says: only that the client left."""
+    pending = [body]
+
+    async def replayed() -> Message:
+        if pending:
+            return {"type": "http.request", "body": pending.pop(), "more_body": False}
+        return await receive()
+
+    return replayed
+
+
+async def _discard(receive: Receive, limits: EdgeLimits) -> None:
+    dropped, more = 0, True
+    try:
+        async with asyncio.timeout(limits.linger_s):
+            while more and dropped < limits.linger_bytes:
+                chunk, more = _chunk(await receive())
+                dropped += len(chunk)
+    except (TimeoutError, ClientDisconnect):
+        return
+
+
+def _chunk(message: Message) -> tuple[bytes, bool]:
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message.get("body", b""), message.get("more_body", False)
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"the body is larger than {max_bytes} bytes", param="body")

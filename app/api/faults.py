@@ -1,0 +1,68 @@
+"""Errors that only the HTTP edge raises, in the same tree as all others, so that one table maps them too.
+
+ChorusError
+├── BadRequest            the message itself is malformed (framing, headers)
+│   └── InvalidJson       not strict JSON: syntax, NaN, duplicate keys, depth, lone surrogates, numbers out of range
+├── Unauthorized          no key, or a wrong one
+├── ForeignOrigin         a web page of another origin wrote here
+├── RouteNotFound         no such path
+├── MethodNotAllowed      the path exists, the method does not
+├── ReadTimeout           the body did not arrive in time
+├── UnsupportedMediaType  not the content type the route takes
+├── MisdirectedRequest    a host name that this keyless server does not answer to
+├── HeadersTooLarge       too many header fields, or too long
+├── NotReady              the readiness run failed
+└── UnsafeExposure        settings that would listen beyond this machine without a key
+"""
+
+from __future__ import annotations
+
+from app.errors import ChorusError, Unavailable
+
+
+class BadRequest(ChorusError):
+    code = "bad_request"
+
+
+class InvalidJson(BadRequest):
+    code = "invalid_json"
+
+
+class Unauthorized(ChorusError):
+    code = "unauthorized"
+
+
+class ForeignOrigin(ChorusError):
+    code = "foreign_origin"
+
+
+class RouteNotFound(ChorusError):
+    code = "route_not_found"
+
+
+class MethodNotAllowed(ChorusError):
+    code = "method_not_allowed"
+
+
+class ReadTimeout(ChorusError):
+    code = "read_timeout"
+
+
+class UnsupportedMediaType(ChorusError):
+    code = "unsupported_media_type"
+
+
+class MisdirectedRequest(ChorusError):
+    code = "misdirected_request"
+
+
+class HeadersTooLarge(ChorusError):
+    code = "headers_too_large"
+
+
+class NotReady(Unavailable):
+    code = "not_ready"
+
+
+class UnsafeExposure(ChorusError):
+    code = "unsafe_exposure"

@@ -1,0 +1,148 @@
+"""The guard in front of the application, as plain ASGI: every request passes it, every answer carries its marks.
+
+In order: request id, head, drain, key, body; then the application; then one log line and the metrics. Whatever is
+raised anywhere inside becomes the one error shape, or ends the connection if the answer has already begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from contextlib import nullcontext, suppress
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.auth import OPEN_PATHS, Gatekeeper
+from app.api.body import EdgeLimits, check_head, read_body, replay
+from app.api.drain import Drain
+from app.api.errors import error_response, status_of
+from app.settings import Settings
+from app.telemetry import Metrics, request_id
+
+log = logging.getLogger(__name__)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
+_QUIET = OPEN_PATHS | {"/metrics", "/health"}
+_UNMATCHED = "(unmatched)"
+UPLOADS = "/v1/datasets/"
+
+
+class Guard:
+    """ASGI middleware; one for each application."""
+
+    def __init__(self, app: ASGIApp, *, settings: Settings, drain: Drain, metrics: Metrics, limits: EdgeLimits) -> None:
+        self._app = app
+        self._settings = settings
+        self._drain = drain
+        self._metrics = metrics
+        self._limits = limits
+        self._gatekeeper = Gatekeeper(settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        exchange = Exchange(scope, send, _request_id(headers), self._limits)
+        token = request_id.set(exchange.request_id)
+        counted = scope["path"] not in OPEN_PATHS
+        try:
+            with self._drain.count() if counted else nullcontext():
+                await self._run(exchange, receive, headers)
+        finally:
+            request_id.reset(token)
+            self._record(exchange)
+
+    async def _run(self, exchange: Exchange, receive: Receive, headers: Headers) -> None:
+        scope = exchange.scope
+        try:
+            self._check(scope, headers)
+            body = await self._read(scope, receive, headers)
+            await self._app(scope, replay(body, receive), exchange.send)
+        except ClientDisconnect:
+            exchange.status = exchange.status or 499
+        except Exception as error:
+            await exchange.fail(error)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        check_head(scope["headers"], self._limits)
+        if scope["path"] not in _QUIET:
+            self._drain.check()
+        self._gatekeeper.check(scope["method"], scope["path"], headers)
+
+    async def _read(self, scope: Scope, receive: Receive, headers: Headers) -> bytes:
+        upload = scope["method"] == "PUT" and scope["path"].startswith(UPLOADS)
+        return await read_body(
+            receive,
+            headers,
+            max_bytes=self._settings.max_upload_bytes if upload else self._settings.max_body_bytes,
+            total_s=self._limits.upload_s if upload else self._limits.body_s,
+            limits=self._limits,
+        )
+
+    def _record(self, exchange: Exchange) -> None:
+        route = getattr(exchange.scope.get("route"), "path", _UNMATCHED)
+        method = exchange.scope["method"] if exchange.scope["method"] in _METHODS else "OTHER"
+        seconds = time.monotonic() - exchange.began_at
+        self._metrics.http_requests.labels(route, method, str(exchange.status)).inc()
+        self._metrics.http_seconds.labels(route).observe(seconds)
+        level = logging.DEBUG if exchange.scope["path"] in _QUIET else logging.INFO
+        facts = {"method": method, "route": route, "status": exchange.status, "ms": round(seconds * 1000, 1)}
+        log.log(level, "request", extra={**facts, "request_id": exchange.request_id})
+
+
+class Exchange:
+    """One request and its answer: marks the answer's head, remembers its status, turns a failure into an answer."""
+
+    def __init__(self, scope: Scope, send: Send, request_id: str, limits: EdgeLimits) -> None:
+        self.scope = scope
+        self.request_id = request_id
+        self.began_at = time.monotonic()
+        self.status = 0
+        self._send = send
+        self._send_s = limits.send_s
+
+    async def send(self, message: Message) -> None:
+        """Raises ClientDisconnect when the client reads nothing for `send_s`: a stalled reader must not hold a row."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            marks = MutableHeaders(raw=message.setdefault("headers", []))
+            marks["x-request-id"] = self.request_id
+            marks["x-content-type-options"] = "nosniff"
+        try:
+            async with asyncio.timeout(self._send_s):
+                await self._send(message)
+        except TimeoutError:
+            raise ClientDisconnect from None
+
+    async def fail(self, error: Exception) -> None:
+        status = status_of(error)
+        if status >= 500 and status not in (503, 504):
+            log.error("request failed", exc_info=error)
+        if self.status:
+            raise error  # the head is out: only a closed connection can still say that this went wrong
+        # what the client still sends, if anything, cannot be told from a next request: the connection ends here
+        response = error_response(error, self.request_id, {"connection": "close"})
+        with suppress(ClientDisconnect):
+            await response(self.scope, _no_more, self.send)
+
+
+_METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.match(given) else f"req_{uuid.uuid4().hex}"
+
+
+async def _no_more() -> Message:
+    return {"type": "http.disconnect"}

@@ -1,0 +1,163 @@
+"""`GET /v1/models` and `POST /v1/completions`, in the form that clients of OpenAI's API speak."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, Request, Response
+
+from app.api.errors import detail_of
+from app.api.generation import answer_one, check_count, stream_one, total_usage
+from app.api.relay import Relay
+from app.api.replies import reply
+from app.api.routes.generate import RefPath, new_id
+from app.api.schemas.completions import Choice, Completion, CompletionBody, CompletionUsage, Model, ModelList
+from app.api.schemas.generate import Options, Output, UsageBody
+from app.api.services import Services, ServicesDep
+from app.api.sse import DONE, EventStream, connected, event
+from app.api.strict_route import StrictRoute
+from app.errors import CapabilityMissing, InvalidRequest
+from app.telemetry import request_id
+from prompt_store import parse_ref
+from prompt_store.models import PROD, Alias, Version
+
+if TYPE_CHECKING:
+    from app.backbone import LoadedPrompt
+
+router = APIRouter(route_class=StrictRoute, tags=["openai"])
+
+
+@router.get("/v1/models", summary="Tasks as models", response_model=ModelList)
+async def list_models(services: ServicesDep) -> Response:
+    snapshot = services.registry.snapshot
+    aliases = sorted(snapshot.aliases, key=lambda alias: (alias.task, alias.name != PROD, alias.name))
+    return reply(
+        ModelList(data=[_model(services, _ref(one), snapshot.version(one.task, one.version)) for one in aliases])
+    )
+
+
+@router.get("/v1/models/{model}", summary="One task as a model", response_model=Model)
+async def get_model(model: RefPath, services: ServicesDep) -> Response:
+    return reply(_model(services, model, services.registry.snapshot.resolve(parse_ref(model))))
+
+
+@router.post(
+    "/v1/completions",
+    summary="Answer prompts, in OpenAI's wire form",
+    response_model=Completion,
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
+async def complete(body: CompletionBody, services: ServicesDep, request: Request) -> Response:
+    refused = body.unsupported()
+    if refused is not None:
+        raise CapabilityMissing(f"{refused} is not supported with this value", param=refused)
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    check_count(services, len(prompts))
+    if body.stream and len(prompts) > 1:
+        raise CapabilityMissing("a stream takes one prompt", param="prompt")
+    prompt = await services.registry.resolve(body.model)
+    _check_text_task(prompt)
+    if body.stream:
+        return await connected(request, _stream(services, prompt, prompts[0], body))
+    return reply(await connected(request, _complete(services, prompt, prompts, body)))
+
+
+def _check_text_task(prompt: LoadedPrompt) -> None:
+    if len(prompt.template.fields) != 1:
+        raise InvalidRequest(
+            f"{prompt.task} takes {len(prompt.template.fields)} fields, a completion has one text; "
+            f"use POST /v1/tasks/{prompt.task}/generate",
+            param="prompt",
+        )
+
+
+async def _complete(services: Services, prompt: LoadedPrompt, texts: list[str], body: CompletionBody) -> Completion:
+    """All prompts or none: this wire form has no place for the failure of one."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            rows = [group.create_task(answer_one(services, prompt, text, _options(body))) for text in texts]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    outputs = [row.result() for row in rows]
+    choices = [
+        Choice(index=index, text=one.text or "", finish_reason=_reason(one)) for index, one in enumerate(outputs)
+    ]
+    return _completion(prompt, body.model, choices, _usage(total_usage(outputs)))
+
+
+async def _stream(services: Services, prompt: LoadedPrompt, text: str, body: CompletionBody) -> EventStream:
+    outputs = Relay(stream_one(services, prompt, text, _options(body)))
+    try:
+        first = await anext(outputs)
+    except BaseException:
+        await outputs.aclose()
+        raise
+    with_usage = body.stream_options is not None and body.stream_options.include_usage
+    frame = _completion(prompt, body.model, [], None)
+    return EventStream(_events(first, outputs, frame, with_usage=with_usage))
+
+
+async def _events(
+    first: Output, rest: Relay[Output], frame: Completion, *, with_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    usage: UsageBody | None = None
+    try:
+        yield _chunk(frame, first)
+        usage = first.usage
+        async for output in rest:
+            usage = output.usage
+            yield _chunk(frame, output)
+        if with_usage and usage is not None:
+            yield event(frame.model_copy(update={"usage": _usage(usage)}).model_dump())
+    except Exception as error:
+        yield event({"error": detail_of(error, request_id.get()).model_dump()})
+    finally:
+        await rest.aclose()
+    yield DONE
+
+
+def _chunk(frame: Completion, output: Output) -> bytes:
+    choice = Choice(index=0, text=output.text or "", finish_reason=_reason(output))
+    return event(frame.model_copy(update={"choices": [choice]}).model_dump())
+
+
+def _completion(prompt: LoadedPrompt, model: str, choices: list[Choice], usage: CompletionUsage | None) -> Completion:
+    return Completion(
+        id=new_id("cmpl"),
+        created=int(time.time()),
+        model=model,
+        system_fingerprint=f"{prompt.task}@{prompt.version}:{prompt.digest[:12]}",
+        choices=choices,
+        usage=usage,
+    )
+
+
+def _options(body: CompletionBody) -> Options:
+    return Options(
+        max_tokens=body.max_tokens, temperature=body.temperature, top_p=body.top_p, stop=body.stop, seed=body.seed
+    )
+
+
+def _reason(output: Output) -> str | None:
+    """The words this wire form has: a scored label is a text that came to its end."""
+    return "stop" if output.finish_reason == "label" else output.finish_reason or None
+
+
+def _usage(usage: UsageBody) -> CompletionUsage:
+    return CompletionUsage(**usage.model_dump())
+
+
+def _ref(alias: Alias) -> str:
+    return alias.task if alias.name == PROD else f"{alias.task}:{alias.name}"
+
+
+def _model(services: Services, ref: str, version: Version) -> Model:
+    return Model(
+        id=ref,
+        created=int(version.created_at),
+        root=f"{version.task}@{version.number}",
+        parent=services.backbone.name,
+    )

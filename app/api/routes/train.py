@@ -1,0 +1,117 @@
+"""Training jobs: submit, list, get, cancel, follow."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from app.api.errors import detail_of
+from app.api.replies import reply
+from app.api.routes.tasks import Limit
+from app.api.schemas.base import Page
+from app.api.services import Services, ServicesDep
+from app.api.sse import DONE, MEDIA_TYPE, PING, EventStream, event
+from app.api.strict_route import StrictRoute
+from app.errors import InvalidRequest
+from app.telemetry import request_id
+from app.training import Job, JobEvent, TrainRequest
+
+router = APIRouter(route_class=StrictRoute, tags=["train"])
+IdPath = Annotated[str, Path(max_length=80, description="A job's id.")]
+AfterJob = Annotated[str | None, Query(max_length=80, description="Id of the last job of the page before.")]
+AfterEvent = Annotated[str | None, Query(pattern=r"^\d{1,20}(-\d{1,20})?$", description="Id of the last event read.")]
+_EVENT_ID = re.compile(r"\d{1,20}(-\d{1,20})?\Z")
+_KEY = re.compile(r"[!-~]{1,255}\Z")
+_BEGINNING = "0"
+_POLL_S = 0.3
+_PING_S = 15.0
+
+
+@router.post("/v1/train", summary="Train a prompt", status_code=202, response_model=Job)
+async def train(body: TrainRequest, services: ServicesDep, request: Request) -> Response:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.match(key):
+        raise InvalidRequest("an Idempotency-Key has 1 to 255 printable characters", param="idempotency-key")
+    job, _ = await to_thread.run_sync(partial(services.jobs.submit, body, idempotency_key=key))
+    return reply(job, status=202, headers={"location": f"/v1/train/{job.id}"})
+
+
+@router.get("/v1/train", summary="List jobs, newest first", response_model=Page[Job])
+async def list_jobs(services: ServicesDep, after: AfterJob = None, limit: Limit = 100) -> Response:
+    jobs, has_more = await to_thread.run_sync(partial(services.jobs.list, after=after, limit=limit))
+    return reply(Page[Job](data=list(jobs), has_more=has_more))
+
+
+@router.get("/v1/train/{id}", summary="Get a job", response_model=Job)
+async def get_job(id: IdPath, services: ServicesDep) -> Response:
+    return reply(await to_thread.run_sync(services.jobs.get, id))
+
+
+@router.post(
+    "/v1/train/{id}/cancel",
+    summary="Cancel a job",
+    description="A running job stops soon after. 409 once it has ended or begun to publish.",
+    response_model=Job,
+)
+async def cancel_job(id: IdPath, services: ServicesDep) -> Response:
+    return reply(await to_thread.run_sync(services.jobs.cancel, id))
+
+
+@router.get(
+    "/v1/train/{id}/events",
+    summary="A job's events, as a page or as a stream",
+    description="With `Accept: text/event-stream` the events follow until the job ends; `Last-Event-ID` goes on.",
+    response_model=Page[JobEvent],
+    responses={200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}},
+)
+async def job_events(
+    id: IdPath, services: ServicesDep, request: Request, after: AfterEvent = None, limit: Limit = 100
+) -> Response:
+    if MEDIA_TYPE in request.headers.get("accept", ""):
+        await to_thread.run_sync(services.jobs.get, id)  # an unknown job is a 404, not an empty stream
+        return EventStream(_follow(services, id, _last_event_id(request, after)))
+    found = await _events(services, id, after or _BEGINNING, limit + 1)
+    return reply(Page[JobEvent](data=list(found[:limit]), has_more=len(found) > limit))
+
+
+async def _follow(services: Services, id: str, after: str) -> AsyncGenerator[bytes, None]:
+    """Events until the job has ended and all were sent, or until this replica stops: a client then asks on."""
+    quiet_s = 0.0
+    try:
+        while not services.drain.draining:
+            ended = (await to_thread.run_sync(services.jobs.get, id)).ended  # asked before the last events are read
+            found = await _events(services, id, after, 1000)
+            for one in found:
+                yield event(one.model_dump(mode="json"), id=one.id, name=one.type)
+            if ended and not found:
+                yield DONE
+                return
+            if found:
+                after, quiet_s = found[-1].id, 0.0
+                continue
+            quiet_s += _POLL_S
+            if quiet_s >= _PING_S:
+                quiet_s = 0.0
+                yield PING
+            await asyncio.sleep(_POLL_S)
+    except Exception as error:
+        yield event({"error": detail_of(error, request_id.get()).model_dump()}, name="error")
+
+
+async def _events(services: Services, id: str, after: str, limit: int) -> Sequence[JobEvent]:
+    return await to_thread.run_sync(partial(services.jobs.events, id, after=after, limit=limit))
+
+
+def _last_event_id(request: Request, after: str | None) -> str:
+    given = request.headers.get("last-event-id")
+    if given is None:
+        return after or _BEGINNING
+    if not _EVENT_ID.match(given):
+        raise InvalidRequest("Last-Event-ID is not an event's id", param="last-event-id")
+    return given

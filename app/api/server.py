@@ -1,0 +1,151 @@
+"""uvicorn, made fit to stand without a proxy: a deadline for the head, JSON for malformed messages, and a drain on
+SIGTERM that keeps the listener open while requests are being finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from types import FrameType
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from app.api.drain import Drain
+from app.api.errors import detail_of
+from app.api.faults import BadRequest
+from app.errors import ChorusError
+
+log = logging.getLogger(__name__)
+HEAD_S = 10.0
+KEEP_ALIVE_S = 75
+HEAD_BYTES = 32 << 10
+CLOSING_S = 5
+
+
+class Protocol(H11Protocol):
+    """h11, but a head that does not arrive in `HEAD_S` ends the connection."""
+
+    _head_deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_arrived()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._head_deadline is None and self.conn.their_state is h11.IDLE:
+            self._await_head()
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._head_arrived()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.IDLE:
+            self._head_arrived()  # between two requests the keep-alive timer watches
+
+    def send_400_response(self, msg: str) -> None:
+        """A message that is not HTTP gets the shape of every other error, if there is still somebody to read it."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        body = json.dumps({"error": detail_of(BadRequest("this is not valid HTTP"), None).model_dump()}).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _await_head(self) -> None:
+        self._head_deadline = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def _head_arrived(self) -> None:
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+            self._head_deadline = None
+
+
+class Server(uvicorn.Server):
+    """The first SIGTERM or SIGINT begins a drain; the second ends at once. `cut_off` ends what outlasts the drain."""
+
+    def __init__(
+        self, config: uvicorn.Config, drain: Drain, cut_off: Callable[[], Awaitable[None]], listener: socket.socket
+    ) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._cut_off = cut_off
+        self._listener = listener
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[self._listener])
+        if self.started:
+            host, port = self._listener.getsockname()[:2]
+            log.info("listening", extra={"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"})
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._drain.draining or not self.started:
+            self.should_exit = self.force_exit = True
+        self._drain.begin()
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._drain.finished and not self.should_exit:
+            log.info("drained", extra={"cut_off": self._drain.in_flight})
+            if self._drain.in_flight:
+                await self._cut_off()
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the address before anything slow begins. Nothing is accepted until the server listens on it."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise AddressTaken(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another with --port or CHORUS_PORT, "
+            "0 takes a free one",
+            param="port",
+        ) from error
+    return listener
+
+
+class AddressTaken(ChorusError):
+    """The address cannot be listened on."""
+
+    code = "address_taken"
+
+
+def server_config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=CLOSING_S,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        backlog=1024,
+    )

@@ -1,0 +1,57 @@
+"""What the routes work with: one frozen bundle, made by `app.main`, reached through `ServicesDep`."""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, ConfigDict
+
+from app.api.drain import Drain
+from app.api.readiness import Readiness
+from app.registry import Registry
+from app.settings import Settings
+from app.telemetry import Metrics
+
+if TYPE_CHECKING:
+    from app.engine import EngineService
+    from app.training import DatasetStore, JobStore
+
+
+class BackboneFacts(BaseModel):
+    """What callers may know of the frozen model."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    fingerprint: str
+    family: str
+    dtype: str
+    device: str
+    runner: str
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: Settings
+    registry: Registry
+    engine: EngineService
+    jobs: JobStore
+    datasets: DatasetStore
+    backbone: BackboneFacts
+    drain: Drain
+    readiness: Readiness
+    metrics: Metrics
+    host: str = field(default_factory=socket.gethostname)
+    started_at: float = field(default_factory=time.monotonic)
+
+
+async def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

@@ -1,0 +1,208 @@
+"""Composition: settings in, a running service out. Everything is made here, started in order, closed in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+
+from app.api.application import build_application
+from app.api.auth import check_exposure
+from app.api.body import EdgeLimits
+from app.api.drain import Drain
+from app.api.readiness import Readiness
+from app.api.server import Server, bind, server_config
+from app.api.services import BackboneFacts, Services
+from app.backbone import Backbone, BackboneConfig, load_backbone
+from app.engine import EngineConfig, EngineService
+from app.errors import StoreDown
+from app.registry import Registry
+from app.settings import Settings
+from app.telemetry import Metrics, configure_logging
+from app.telemetry.metrics import engine_readings
+from app.training import DatasetStore, JobStore
+from prompt_store import PromptStore
+
+log = logging.getLogger(__name__)
+SHARE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a caller brings along instead of having it made; tests bring fakes."""
+
+    store: PromptStore | None = None
+    backbone: Backbone | None = None
+    engine: EngineService | None = None
+    jobs: JobStore | None = None
+    datasets: DatasetStore | None = None
+
+
+def create_app(
+    settings: Settings,
+    *,
+    store: PromptStore | None = None,
+    backbone: Backbone | None = None,
+    engine: EngineService | None = None,
+    jobs: JobStore | None = None,
+    datasets: DatasetStore | None = None,
+    limits: EdgeLimits | None = None,
+) -> FastAPI:
+    """The application; what is not given is made from the settings when it starts.
+
+    Raises UnsafeExposure for settings that would open it to others without a key.
+    """
+    check_exposure(settings)
+    drain, metrics = Drain(settings.drain_s), Metrics()
+    parts = Parts(store, backbone, engine, jobs, datasets)
+    app = build_application(
+        settings,
+        drain=drain,
+        metrics=metrics,
+        limits=limits or EdgeLimits(),
+        lifespan=_lifespan(settings, parts, drain, metrics),
+    )
+    app.state.drain = drain
+    return app
+
+
+def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT. Raises UnsafeExposure, AddressTaken, UnsupportedBackbone before it listens."""
+    configure_logging(settings.log_level, settings.log_format)
+    app = create_app(settings)
+    listener = bind(settings.host, settings.port)
+    drain: Drain = app.state.drain
+
+    async def cut_off() -> None:
+        services: Services = app.state.services
+        await services.engine.stop(0)
+
+    log.info("starting", extra={"host": settings.host, "port": listener.getsockname()[1], "model": settings.model})
+    Server(server_config(app), drain, cut_off, listener).run()
+
+
+def _lifespan(
+    settings: Settings, parts: Parts, drain: Drain, metrics: Metrics
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            app.state.services = await _start(settings, parts, drain, metrics, stack)
+            log.info("ready", extra={"backbone": app.state.services.backbone.name})
+            yield
+            drain.begin()
+
+    return lifespan
+
+
+async def _start(settings: Settings, parts: Parts, drain: Drain, metrics: Metrics, stack: AsyncExitStack) -> Services:
+    backbone = parts.backbone
+    if backbone is None:
+        backbone = await asyncio.to_thread(load_backbone, _backbone_config(settings))
+    store = parts.store or PromptStore.open(_redis_url(settings), settings.blobs)
+    jobs = parts.jobs or JobStore.open(
+        _redis_url(settings),
+        settings.data_dir,
+        store,
+        lease_s=settings.job_lease_s,
+        max_rows=settings.max_train_rows,
+        backbone=backbone,
+    )
+    engine = parts.engine or EngineService(backbone, _engine_config(settings))
+    await engine.start()
+    stack.push_async_callback(engine.stop, settings.drain_s)
+    registry = Registry(
+        store,
+        backbone,
+        manifest=settings.data_dir / "manifest.json",
+        reconcile_s=settings.reconcile_s,
+        admit=engine.admit,
+        metrics=metrics,
+    )
+    await registry.start()
+    stack.push_async_callback(registry.stop)
+    metrics.observe("registry", registry.readings)
+    metrics.observe("engine", lambda: engine_readings(engine.stats()))
+    services = Services(
+        settings=settings,
+        registry=registry,
+        engine=engine,
+        jobs=jobs,
+        datasets=parts.datasets or jobs.datasets,
+        backbone=_facts(backbone),
+        drain=drain,
+        readiness=Readiness(registry, engine, drain),
+        metrics=metrics,
+    )
+    await stack.enter_async_context(_threads_shared(services))
+    return services
+
+
+@asynccontextmanager
+async def _threads_shared(services: Services) -> AsyncIterator[None]:
+    """On the CPU, give up one thread to each trainer that computes on this machine, and take it back after."""
+    if not services.backbone.device.startswith("cpu"):
+        yield
+        return
+    sharing = asyncio.create_task(_share_threads(services), name="share CPU threads")
+    try:
+        yield
+    finally:
+        sharing.cancel()
+        with suppress(asyncio.CancelledError):
+            await sharing
+
+
+async def _share_threads(services: Services) -> None:
+    cores, given = services.settings.cpu_threads, 0
+    while True:
+        with suppress(StoreDown):
+            trainers = await asyncio.to_thread(services.jobs.active_trainers, services.host)
+            wanted = max(1, cores - trainers)
+            if wanted != given:
+                services.engine.set_threads(wanted)
+                log.debug("threads shared", extra={"serving": wanted, "trainers": trainers})
+                given = wanted
+        await asyncio.sleep(SHARE_S)
+
+
+def _facts(backbone: Backbone) -> BackboneFacts:
+    return BackboneFacts(
+        name=backbone.name,
+        fingerprint=backbone.fingerprint,
+        family=backbone.family,
+        dtype=str(backbone.dtype).removeprefix("torch."),
+        device=str(backbone.device),
+        runner=backbone.runner_name,
+    )
+
+
+def _backbone_config(settings: Settings) -> BackboneConfig:
+    return BackboneConfig(
+        source=settings.model,
+        revision=settings.model_revision,
+        dtype=settings.dtype,
+        device=settings.device,
+        cache=settings.data_dir / "backbones",
+    )
+
+
+def _engine_config(settings: Settings) -> EngineConfig:
+    return EngineConfig(
+        max_rows=settings.max_rows,
+        max_context=settings.max_context,
+        max_queued_rows=settings.max_queued_rows,
+        max_batch_tokens=settings.max_batch_tokens,
+        prompt_cache_bytes=settings.prompt_cache_mb << 20,
+        threads=settings.cpu_threads,
+    )
+
+
+def _redis_url(settings: Settings) -> str:
+    if settings.redis_url is None:
+        raise StoreDown("no registry: set CHORUS_REDIS_URL, or run `chorus up`, which brings its own")
+    return settings.redis_url

@@ -1,0 +1,5 @@
+"""What this replica knows of tasks, versions and aliases, and the prompts it has loaded and verified."""
+
+from app.registry.registry import Registry
+
+__all__ = ["Registry"]

@@ -1,0 +1,235 @@
+"""`Registry`: references to verified prompts, and the store's records, for one replica.
+
+Reads come from the snapshot and need no store. Writes go to the store, in a thread, and are in the snapshot when they
+return. A reference is resolved to one immutable version; that version is read, verified and replayed before it serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from bisect import bisect_right
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from app.backbone import Backbone, LoadedPrompt, load_prompt
+from app.errors import ChorusError, StoreDown, VersionUnavailable
+from app.registry.cache import PromptCache, Refusal
+from app.registry.follower import Follower
+from app.telemetry import Metrics
+from prompt_store import PromptStore, Snapshot, StoreError, VersionNotFound, parse_ref
+from prompt_store.models import Alias, Task, TaskSpec, Version
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_CAPACITY = 512
+_STORE_THREADS = 8
+
+
+class Registry:
+    """Used from one event loop. `admit` puts a loaded prompt into the engine and replays its golden outputs there."""
+
+    def __init__(
+        self,
+        store: PromptStore,
+        backbone: Backbone,
+        *,
+        manifest: Path,
+        reconcile_s: float,
+        admit: Callable[[LoadedPrompt], Awaitable[None]],
+        capacity: int = _CAPACITY,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._store = store
+        self._backbone = backbone
+        self._admit = admit
+        self._threads = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="registry")
+        self._follower = Follower(store, manifest=manifest, reconcile_s=reconcile_s, changed=self._on_change)
+        self._cache = PromptCache(
+            self._load, capacity=capacity, retry_s=reconcile_s, metrics=metrics if metrics is not None else Metrics()
+        )
+        self._capacity = capacity
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._warming: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Know what there is and load what aliases point to. Works without the store if a manifest was saved."""
+        self._loop = asyncio.get_running_loop()
+        await self._in_thread(self._follower.start)
+        if self._warming is None:
+            self._warm()
+        if self._warming is not None:
+            await self._warming
+
+    async def stop(self) -> None:
+        await self._in_thread(self._follower.stop)
+        if self._warming is not None and not self._warming.done():
+            self._warming.cancel()
+            await asyncio.wait({self._warming})
+        self._loop = None
+        self._threads.shutdown(wait=False)
+
+    # state
+
+    @property
+    def degraded(self) -> bool:
+        """Whether answers come from what was last known, because the store is out of reach or behind."""
+        return self._follower.degraded is not None
+
+    @property
+    def degraded_code(self) -> str | None:
+        return self._follower.degraded
+
+    @property
+    def known(self) -> bool:
+        """Whether there is any knowledge to answer from."""
+        return self._follower.known
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self._follower.snapshot
+
+    @property
+    def refusals(self) -> list[Refusal]:
+        return self._cache.refusals
+
+    def readings(self) -> dict[str, float]:
+        """Gauges for the metrics page."""
+        snapshot = self.snapshot
+        return {
+            "registry_epoch": snapshot.epoch,
+            "registry_degraded": float(self.degraded),
+            "registry_tasks": len(snapshot.tasks),
+            "registry_versions": len(snapshot.versions),
+            "prompts_loaded": len(self._cache),
+            "prompts_refused": len(self._cache.refusals),
+        }
+
+    # answering
+
+    async def resolve(self, ref: str) -> LoadedPrompt:
+        """The verified prompt that `ref` means now.
+
+        Raises InvalidReference, InvalidName, TaskNotFound, VersionNotFound, AliasNotFound, VersionUnavailable, and
+        StoreDown while nothing is known at all.
+        """
+        parsed = parse_ref(ref)
+        version = self._view().resolve(parsed)
+        name = f"{version.task}@{version.number}"
+        if version.state == "retired":
+            raise VersionNotFound(f"{name} was retired", param="task")
+        if version.state == "quarantined":
+            raise VersionUnavailable(f"{name} is in quarantine", param="task")
+        return await self._cache.get(version)
+
+    # reading
+
+    def task(self, name: str) -> Task:
+        return self._view().task(name)
+
+    def tasks(self, *, after: str | None, limit: int) -> tuple[list[Task], bool]:
+        """Tasks by name behind `after`, and whether there are more."""
+        return _page(sorted(self._view().tasks, key=lambda task: task.name), lambda task: task.name, after, limit)
+
+    def version(self, task: str, number: int) -> Version:
+        return self._view().version(task, number)
+
+    def versions(self, task: str, *, after: int, limit: int) -> tuple[list[Version], bool]:
+        """Versions of a task by number behind `after`, and whether there are more."""
+        view = self._view()
+        view.task(task)
+        found = sorted((version for version in view.versions if version.task == task), key=lambda one: one.number)
+        return _page(found, lambda version: version.number, after, limit)
+
+    def alias(self, task: str, name: str) -> Alias:
+        return self._view().alias(task, name)
+
+    def aliases(self, task: str) -> list[Alias]:
+        view = self._view()
+        view.task(task)
+        return sorted((alias for alias in view.aliases if alias.task == task), key=lambda alias: alias.name)
+
+    # writing
+
+    async def put_task(self, name: str, spec: TaskSpec) -> tuple[Task, bool]:
+        """Create or change a task; also says whether it is new."""
+        task = await self._write(partial(self._store.put_task, name, spec))
+        return task, task.created_at == task.updated_at
+
+    async def delete_task(self, name: str) -> None:
+        await self._write(partial(self._store.delete_task, name))
+
+    async def retire_version(self, task: str, number: int) -> Version:
+        return await self._write(partial(self._store.retire_version, task, number))
+
+    async def move_alias(self, task: str, name: str, version: int, *, expected: int | None) -> Alias:
+        return await self._write(partial(self._store.move_alias, task, name, version, expected=expected))
+
+    async def delete_alias(self, task: str, name: str, *, expected: int | None) -> None:
+        await self._write(partial(self._store.delete_alias, task, name, expected=expected))
+
+    async def refresh(self) -> None:
+        """Read the store now. Raises StoreError."""
+        await self._in_thread(self._follower.refresh)
+
+    # inside
+
+    def _view(self) -> Snapshot:
+        if not self._follower.known:
+            raise StoreDown("the registry has not been reached yet, and there is no manifest to start from")
+        return self._follower.snapshot
+
+    async def _write(self, call: Callable[[], T]) -> T:
+        done = await self._in_thread(call)
+        try:
+            await self.refresh()
+        except StoreError as error:  # the write itself is safe; the follower will see it
+            log.warning("registry not read after a write", extra={"code": error.code})
+        return done
+
+    async def _load(self, version: Version) -> LoadedPrompt:
+        prompt = await self._in_thread(partial(self._read, version))
+        await self._admit(prompt)
+        return prompt
+
+    def _read(self, version: Version) -> LoadedPrompt:
+        return load_prompt(version, self._store.load(version), self._backbone)
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def _on_change(self) -> None:
+        """Called by whatever thread replaced the snapshot."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._warm)
+
+    def _warm(self) -> None:
+        """Load what aliases point to before somebody asks for it."""
+        if self._loop is None or (self._warming is not None and not self._warming.done()):
+            return
+        self._warming = self._loop.create_task(self._warm_all(), name="warm prompts")
+
+    async def _warm_all(self) -> None:
+        epoch = -1
+        while epoch != self.snapshot.epoch:
+            snapshot = self.snapshot
+            epoch = snapshot.epoch
+            self._cache.forget({(version.task_id, version.number) for version in snapshot.versions})
+            wanted = {(alias.task, alias.version): None for alias in snapshot.aliases}
+            for task, number in list(wanted)[: self._capacity]:
+                try:
+                    await self._cache.get(snapshot.version(task, number))
+                except (ChorusError, StoreError):
+                    continue  # refused for itself alone, and logged where it was
+
+
+def _page(
+    items: Sequence[T], key: Callable[[T], str] | Callable[[T], int], after: str | int | None, limit: int
+) -> tuple[list[T], bool]:
+    """The `limit` items behind `after` of a sorted list, and whether there are more."""
+    start = 0 if after is None else bisect_right(items, after, key=key)
+    return list(items[start : start + limit]), start + limit < len(items)
