@@ -183,3 +183,8 @@ def make_private(folder: Path) -> None:
         raise PermissionError(f"{folder} is not a folder of this user")
     if stat.S_IMODE(info.st_mode) != 0o700:
         folder.chmod(0o700)
+
+
+def server_folder(data_dir: Path) -> Path:
+    """Where the embedded server of a data folder keeps its files."""
+    return data_dir / "redis"

@@ -143,7 +143,9 @@ def stop_on_signals(supervisor: Supervisor) -> Iterator[None]:
     def handle(_number: int, _frame: FrameType | None) -> None:
         supervisor.request_stop()
 
-    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    # under nohup a closed terminal is to be survived
+    wanted = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in wanted}
     try:
         yield
     finally:

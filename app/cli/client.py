@@ -1,0 +1,191 @@
+"""The HTTP client of the command line: one call for each thing a command wants, every failure a CliError."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from app.cli.errors import CliError, Exit
+from app.cli.sse import ServerEvent, read_events
+
+CONNECT_S = 5.0
+READ_S = 600.0  # the service sets deadlines; this only bounds a connection that died in silence
+STREAM_READ_S = 60.0  # the service sends a ping more often than this
+PAGE = 100
+
+CONTENT_TYPES = {".csv": "text/csv", ".jsonl": "application/jsonl", ".ndjson": "application/jsonl"}
+
+
+class ChorusClient:
+    """A connection to a running service. Close it, or use it as a context manager."""
+
+    def __init__(self, url: str, key: str | None = None, *, transport: httpx.BaseTransport | None = None) -> None:
+        self.url = url.rstrip("/")
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise CliError(
+                f"{url!r} is not an address like http://127.0.0.1:8000", Exit.USAGE, fix="set --url or CHORUS_URL"
+            )
+        if key is not None and not key.strip().isascii():
+            raise CliError("the key holds characters that no key has", Exit.USAGE, fix="set --key or CHORUS_API_KEY")
+        local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"authorization": f"Bearer {key.strip()}"} if key else {},
+            timeout=httpx.Timeout(READ_S, connect=CONNECT_S),
+            transport=transport,
+            trust_env=not local,  # a proxy of the environment is never the way to this machine
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._http.close()
+
+    def generate(self, ref: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._call("POST", f"/v1/tasks/{_part(ref)}/generate", json=body)
+
+    def stream(self, ref: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The events of a streamed answer; an error after the first byte raises like any other."""
+        path = f"/v1/tasks/{_part(ref)}/generate"
+        for event in self._events("POST", path, json={**body, "stream": True}):
+            found = event.json()
+            if found.get("error"):
+                raise _refusal(found["error"], Exit.FAILED)
+            yield found
+
+    def tasks(self) -> list[dict[str, Any]]:
+        return self._list("/v1/tasks", "name")
+
+    def task(self, name: str) -> dict[str, Any]:
+        return self._call("GET", f"/v1/tasks/{_part(name)}")
+
+    def versions(self, task: str) -> list[dict[str, Any]]:
+        return self._list(f"/v1/tasks/{_part(task)}/versions", "version")
+
+    def version(self, task: str, number: int) -> dict[str, Any]:
+        return self._call("GET", f"/v1/tasks/{_part(task)}/versions/{number}")
+
+    def alias(self, task: str, name: str) -> dict[str, Any]:
+        return self._call("GET", f"/v1/tasks/{_part(task)}/aliases/{_part(name)}")
+
+    def move_alias(self, task: str, name: str, version: int, *, expected: int) -> dict[str, Any]:
+        """Point an alias to `version` if its revision is `expected` (0: it must be new)."""
+        headers = {"if-match": f'"{expected}"'} if expected else {"if-none-match": "*"}
+        path = f"/v1/tasks/{_part(task)}/aliases/{_part(name)}"
+        return self._call("PUT", path, json={"version": version}, headers=headers)
+
+    def upload(self, name: str, file: Path) -> dict[str, Any]:
+        kind = CONTENT_TYPES.get(file.suffix.lower())
+        if kind is None:
+            raise CliError(f"{file.name}: rows come as .jsonl or .csv", Exit.USAGE)
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise CliError(f"cannot read {file}: {error.strerror}", Exit.USAGE) from None
+        return self._call("PUT", f"/v1/datasets/{_part(name)}", content=content, headers={"content-type": kind})
+
+    def train(self, body: dict[str, Any], *, idempotency_key: str | None = None) -> dict[str, Any]:
+        headers = {"idempotency-key": idempotency_key} if idempotency_key else {}
+        return self._call("POST", "/v1/train", json=body, headers=headers)
+
+    def jobs(self, limit: int) -> list[dict[str, Any]]:
+        page = self._call("GET", "/v1/train", params={"limit": limit})
+        return list(page["data"])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return self._call("GET", f"/v1/train/{_part(job_id)}")
+
+    def cancel_job(self, job_id: str) -> dict[str, Any]:
+        return self._call("POST", f"/v1/train/{_part(job_id)}/cancel")
+
+    def job_events(self, job_id: str, *, after: str | None) -> Iterator[ServerEvent]:
+        """One connection's worth of a job's events, from behind `after`; ends when the job or the connection does."""
+        headers = {"last-event-id": after} if after else {}
+        return self._events("GET", f"/v1/train/{_part(job_id)}/events", headers=headers)
+
+    def _list(self, path: str, place: str) -> list[dict[str, Any]]:
+        """All pages of a list; `place` is the member that `after` continues behind."""
+        found: list[dict[str, Any]] = []
+        while True:
+            after = {"after": found[-1][place]} if found else {}
+            page = self._call("GET", path, params={"limit": PAGE, **after})
+            found += page["data"]
+            if not page["has_more"] or not page["data"]:
+                return found
+
+    def _call(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
+        try:
+            response = self._http.request(method, path, **rest)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+        except ValueError as error:  # a header or body that cannot be sent, e.g. a lone surrogate
+            raise CliError(f"the request cannot be sent: {error}", Exit.USAGE) from None
+        return _read(response)
+
+    def _events(self, method: str, path: str, **rest: Any) -> Iterator[ServerEvent]:
+        headers = {"accept": "text/event-stream", **rest.pop("headers", {})}
+        timeout = httpx.Timeout(STREAM_READ_S, connect=CONNECT_S)
+        try:
+            with self._http.stream(method, path, headers=headers, timeout=timeout, **rest) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    _read(response)
+                yield from read_events(response.iter_lines())
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: httpx.HTTPError) -> CliError:
+        if isinstance(error, httpx.ConnectError):
+            return CliError(
+                f"nothing answers at {self.url}", Exit.UNREACHABLE, fix="start it: chorus up (or set --url)"
+            )
+        if isinstance(error, httpx.TimeoutException):
+            return CliError(f"{self.url} did not answer in time", Exit.UNREACHABLE, fix="chorus doctor")
+        return CliError(f"the connection to {self.url} broke: {error}", Exit.UNREACHABLE, fix="try again")
+
+
+def _part(text: str) -> str:
+    """`text` as one part of a path."""
+    return quote(text, safe="@:")
+
+
+def _read(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object of an answer. Raises CliError for an error, and for what is not this service's answer."""
+    try:
+        found = response.json()
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        found = None
+    if response.status_code >= 400 and isinstance(found, dict) and isinstance(found.get("error"), dict):
+        raise _refusal(found["error"], _exit_of(response.status_code), retry_after=response.headers.get("retry-after"))
+    if response.status_code >= 300 or not isinstance(found, dict):
+        raise CliError(
+            f"{response.request.url.host} answered {response.status_code} {response.reason_phrase}, not as Chorus does",
+            Exit.UNREACHABLE,
+            fix="check --url",
+        )
+    return found
+
+
+def _exit_of(status: int) -> Exit:
+    return Exit.UNREACHABLE if status == 429 or status >= 500 else Exit.REFUSED
+
+
+def _refusal(error: dict[str, Any], exit_code: Exit, *, retry_after: str | None = None) -> CliError:
+    fixes = {
+        "unauthorized": "set --key or CHORUS_API_KEY",
+        "task_not_found": "chorus tasks",
+        "version_not_found": "chorus versions TASK",
+        "alias_not_found": "chorus alias TASK",
+        "job_not_found": "chorus jobs",
+        "revision_mismatch": "someone else moved it: look again with chorus alias TASK",
+    }
+    fix = fixes.get(str(error.get("code"))) or (f"try again in {retry_after} s" if retry_after else None)
+    return CliError(str(error.get("message", "unknown error")), exit_code, fix=fix, detail=error)

@@ -1,0 +1,153 @@
+"""`chorus tasks`, `versions`, `alias`: what is registered in a running service, and moving a name."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.errors import CliError, Exit
+from app.cli.options import DEFAULT_URL, Debug, Json, Key, Url
+from app.cli.output import Output
+
+PROD = "prod"
+SHOWN_LABELS = 6
+
+
+def tasks(url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False, debug: Debug = False) -> None:
+    """List the tasks: what they read, what they answer, how well."""
+    from app.cli.client import ChorusClient
+
+    out = Output(as_json=as_json)
+    with ChorusClient(url, key) as client:
+        found = client.tasks()
+        if as_json:
+            out.data(found)
+            return
+        rows = [[*_task_cells(task), _prod_score(client, task)] for task in found]
+    if not rows:
+        out.say("No task is registered. Train one: chorus train FILE.jsonl --task NAME --watch")
+        return
+    out.table(["TASK", "READS", "ANSWERS", "PROD", "SCORE"], rows, right=["PROD"])
+
+
+def versions(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Name of a task.")],
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the versions of a task with their cards, newest first."""
+    from app.cli.client import ChorusClient
+
+    out = Output(as_json=as_json)
+    with ChorusClient(url, key) as client:
+        found = client.versions(task)
+    if as_json:
+        out.data(found)
+        return
+    if not found:
+        out.say(f"{task} has no version yet. Train one: chorus train FILE.jsonl --task {task} --watch")
+        return
+    columns = ["VERSION", "ALIASES", "STATE", "METHOD", "VECTORS", "SCORE", "BASELINES", "CREATED", "DIGEST"]
+    rows = [_version_cells(version) for version in sorted(found, key=lambda one: -int(one["version"]))]
+    out.table(columns, rows, right=["VERSION", "VECTORS"])
+
+
+def alias(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Name of a task.")],
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Name of the alias, as `prod`.")] = None,
+    version: Annotated[int | None, typer.Argument(metavar="VERSION", min=1, help="Version to point it to.")] = None,
+    expect: Annotated[
+        int | None,
+        typer.Option(
+            "--expect",
+            min=0,
+            show_default=False,
+            help="Move only if the alias still has this revision; 0: only if it is new. "
+            "Without it, the revision read just before.",
+        ),
+    ] = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Point an alias to a version (rollback is moving it back); without a version, show where it points."""
+    from app.cli.client import ChorusClient
+
+    out = Output(as_json=as_json)
+    with ChorusClient(url, key) as client:
+        if version is not None and name is not None:
+            before = _current(client, task, name)
+            revision = int(before["revision"]) if before else 0
+            after = client.move_alias(task, name, version, expected=revision if expect is None else expect)
+            if as_json:
+                out.data(after)
+            else:
+                was = f" (was {before['version']})" if before else ""
+                out.say(f"{task}:{name} is now version {after['version']}{was}", style="green")
+            return
+        names = [name] if name is not None else sorted(client.task(task)["aliases"])
+        found = [client.alias(task, one) for one in names]
+    if as_json:
+        out.data(found if name is None else found[0])
+        return
+    rows = [[one["name"], one["version"], one["revision"], when(one["updated_at"])] for one in found]
+    out.table(["ALIAS", "VERSION", "REVISION", "MOVED"], rows, right=["VERSION", "REVISION"])
+
+
+def _current(client: Any, task: str, name: str) -> dict[str, Any] | None:
+    try:
+        return dict(client.alias(task, name))
+    except CliError as error:
+        if error.exit_code == Exit.REFUSED and error.detail.get("code") == "alias_not_found":
+            return None
+        raise
+
+
+def _task_cells(task: dict[str, Any]) -> list[Any]:
+    labels = task.get("labels") or []
+    answers = ", ".join(labels[:SHOWN_LABELS]) + (f" … ({len(labels)})" if len(labels) > SHOWN_LABELS else "")
+    return [task["name"], ", ".join(task["fields"]), answers or "free text", task["aliases"].get(PROD)]
+
+
+def _prod_score(client: Any, task: dict[str, Any]) -> str:
+    number = task["aliases"].get(PROD)
+    return score(client.version(task["name"], number).get("card")) if number else ""
+
+
+def _version_cells(version: dict[str, Any]) -> list[Any]:
+    card = version.get("card") or []
+    return [
+        version["version"],
+        ", ".join(version.get("aliases") or []),
+        version["state"],
+        (version.get("method") or {}).get("type"),
+        version.get("num_virtual_tokens"),
+        score(card),
+        baselines(card),
+        when(version["created_at"]),
+        version["digest"][:12],
+    ]
+
+
+def score(card: list[dict[str, Any]] | None) -> str:
+    """The newest evaluation in words: `accuracy 0.874 ±0.021 (n 872)`."""
+    if not card:
+        return ""
+    last = card[-1]
+    low, high = last["interval"]
+    return f"{last['metric']} {last['score']:.3f} ±{(high - low) / 2:.3f} (n {last['n']})"
+
+
+def baselines(card: list[dict[str, Any]] | None) -> str:
+    """What the newest evaluation is measured against: `majority 0.509, zero_shot 0.612`."""
+    found = (card[-1].get("baselines") or {}) if card else {}
+    return ", ".join(f"{name} {value:.3f}" for name, value in sorted(found.items()))
+
+
+def when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))

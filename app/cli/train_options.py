@@ -1,0 +1,60 @@
+"""The options of `chorus train`, with the API's own names where a word would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+METHOD = "How it learns"
+PUBLISH = "What becomes of it"
+
+File = Annotated[
+    Path, typer.Argument(metavar="FILE", help="Rows as .jsonl or .csv: the task's fields, and `label` or `output`.")
+]
+Task = Annotated[str, typer.Option("--task", help="The task; one that does not exist is made from the rows.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Show the progress until the job ends.")]
+Validation = Annotated[
+    Path | None, typer.Option("--validation", metavar="FILE", help="Rows to select and score by (else some of FILE's).")
+]
+Dataset = Annotated[
+    str | None, typer.Option("--dataset", help="Name for the uploaded rows (else the file's).", show_default=False)
+]
+
+Template = Annotated[
+    str | None, typer.Option("--template", help="Text with {fields} and <prompt:N>.", rich_help_panel=METHOD)
+]
+Verbalizer = Annotated[
+    str | None,
+    typer.Option("--verbalizer", metavar="JSON", help='{"label": [" word", …], …}', rich_help_panel=METHOD),
+]
+Init = Annotated[
+    Literal["random", "vocab", "text", "labels"] | None,
+    typer.Option("--init", help="Where the vectors start.", rich_help_panel=METHOD),
+]
+InitText = Annotated[str | None, typer.Option("--init-text", help="The text of --init text.", rich_help_panel=METHOD)]
+Reparametrization = Annotated[
+    Literal["none", "residual_mlp"] | None,
+    typer.Option("--reparametrization", help="Learn through a network, folded away.", rich_help_panel=METHOD),
+]
+VirtualTokens = Annotated[
+    int | None, typer.Option("--virtual-tokens", min=1, help="Number of vectors.", rich_help_panel=METHOD)
+]
+Epochs = Annotated[float | None, typer.Option("--epochs", help="Passes over the rows.", rich_help_panel=METHOD)]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows in a step.", rich_help_panel=METHOD)]
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--learning-rate", help="In units of the embedding's RMS.", rich_help_panel=METHOD),
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Makes the run repeatable.", rich_help_panel=METHOD)]
+
+Publish = Annotated[
+    Literal["always", "better_than_current", "never"],
+    typer.Option("--publish", help="When the alias moves to the new version.", rich_help_panel=PUBLISH),
+]
+Alias = Annotated[str, typer.Option("--alias", help="The alias that moves.", rich_help_panel=PUBLISH)]
+IdempotencyKey = Annotated[
+    str | None,
+    typer.Option("--idempotency-key", help="The same key again finds the same job.", rich_help_panel=PUBLISH),
+]

@@ -1,0 +1,282 @@
+"""`chorus up`: which processes, with which settings, and what a person is told while they run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from rich.console import Console
+from rich.status import Status
+from rich.text import Text
+
+from app.settings import Settings
+from app.supervisor.address import AddressRefused, base_url, is_loopback, take_port
+from app.supervisor.banner import Facts, render
+from app.supervisor.child import Child, ChildSpec
+from app.supervisor.embedded import EmbeddedServer, ServerFailed, make_private, ping, server_folder
+from app.supervisor.lock import FolderBusy, FolderLock
+from app.supervisor.logs import ProcessLog
+from app.supervisor.probe import get
+from app.supervisor.supervisor import GaveUp, Supervisor, stop_on_signals
+
+LOCK_NAME = "up.lock"
+LOCK_WAIT_S = 2.0
+API_READY_S = 60.0
+STOP_MARGIN_S = 5.0  # beside the drain time: for closing what is open
+WORKER_STOP_S = 25.0
+SHOWN_TAIL = 12
+STYLES = {"api": "cyan", "worker": "magenta", "server": "blue"}
+
+Announce = Callable[[dict[str, Any]], None]
+
+
+class CannotStart(Exception):
+    """`chorus up` ended by itself: the message says why, `fix` what to do, `after_start` whether it had begun."""
+
+    def __init__(self, message: str, fix: str | None = None, *, after_start: bool = False) -> None:
+        super().__init__(message)
+        self.fix = fix
+        self.after_start = after_start
+
+
+def run_up(settings: Settings, console: Console, *, verbose: bool = False, announce: Announce | None = None) -> None:
+    """Run everything until it is told to stop (SIGINT, SIGTERM).
+
+    `announce` is called with the facts when all is ready, instead of a banner on `console`. Raises CannotStart.
+    """
+    began = time.monotonic()
+    _check_exposure(settings)
+    lock = _take_data_dir(settings)
+    try:
+        port = take_port(settings.host, settings.port)
+        settings = settings.model_copy(update={"port": port, "data_dir": settings.data_dir.absolute()})
+        lock.describe(pid=os.getpid(), url=base_url(settings.host, port))
+        Up(settings, console, began, verbose=verbose, announce=announce).run()
+    except AddressRefused as error:
+        message, _, fix = str(error).partition(". ")
+        raise CannotStart(message, fix) from None
+    finally:
+        lock.release()
+
+
+class Up:
+    """One run of `chorus up`: embedded server (unless another is configured), API, worker."""
+
+    def __init__(
+        self, settings: Settings, console: Console, began: float, *, verbose: bool, announce: Announce | None
+    ) -> None:
+        self.settings = settings
+        self.log_dir = settings.data_dir / "logs"
+        self._console = console
+        self._began = began
+        self._verbose = verbose
+        self._announce = announce
+        make_private(self.log_dir)
+        self._server: EmbeddedServer | None = None
+        self._children = [*self._make_server(), self._make_api(), self._make_worker()]
+        self._status: Status | None = None
+
+    def run(self) -> None:
+        supervisor = Supervisor(self._children, self._say)
+        self._status = self._console.status("Starting …") if self._console.is_terminal and not self._announce else None
+        try:
+            with stop_on_signals(supervisor):
+                if self._status is not None:
+                    self._status.start()
+                supervisor.run(self._on_ready)
+        except GaveUp as error:
+            raise _explain(error) from None
+        finally:
+            if self._status is not None:
+                self._status.stop()
+            if self._server is not None:
+                self._server.kill()
+            for child in self._children:
+                child.log.close()
+        self._say(
+            "Stopped at once." if supervisor.forced else f"Stopped. Its state is kept in {self.settings.data_dir}"
+        )
+
+    @property
+    def redis_url(self) -> str:
+        return self._server.url if self._server is not None else str(self.settings.redis_url)
+
+    def _make_server(self) -> list[Child]:
+        if self.settings.redis_url is not None:
+            if not ping(self.settings.redis_url):
+                raise CannotStart(
+                    f"no Redis answers at {hide_password(self.settings.redis_url)}",
+                    "start it, or unset CHORUS_REDIS_URL: then chorus up brings its own",
+                )
+            return []
+        self._server = EmbeddedServer(server_folder(self.settings.data_dir), log_dir=self.log_dir)
+        try:
+            self._server.claim()
+            return [self._server.make_child()]
+        except FolderBusy as error:
+            raise CannotStart(
+                f"{error}: a server of an earlier run is still there", "wait a moment, or end it"
+            ) from None
+        except ServerFailed as error:
+            raise CannotStart(str(error), "use a Redis of your own: CHORUS_REDIS_URL=redis://host:6379/0") from None
+
+    def _make_api(self) -> Child:
+        return self._make("api", "the API", "serve", ready=self._api_is_ready, stop_s=self.settings.drain_s)
+
+    def _make_worker(self) -> Child:
+        return self._make("worker", "the worker", "worker", ready=None, stop_s=WORKER_STOP_S)
+
+    def _make(self, name: str, title: str, command: str, *, ready: Callable[[], bool] | None, stop_s: float) -> Child:
+        spec = ChildSpec(
+            name=name,
+            title=title,
+            argv=(*chorus_command(), command),
+            env=environment_of(self.settings, CHORUS_REDIS_URL=self.redis_url),
+            ready=ready,
+            ready_s=API_READY_S,
+            stop_s=stop_s + STOP_MARGIN_S,
+        )
+        return Child(spec, ProcessLog(name, self.log_dir, self._echo, everything=self._verbose))
+
+    def _get(self, path: str) -> tuple[int, Any]:
+        return get(self.settings.host, self.settings.port, path, key=self.settings.api_key)
+
+    def _api_is_ready(self) -> bool:
+        return self._get("/readyz")[0] == 200
+
+    def _on_ready(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+        facts = self._facts()
+        if self._announce is None:
+            for line in render(facts):
+                self._print(Text.from_markup(line) if line.startswith("[") else Text(line))
+            return
+        children = {child.spec.name: child.pid for child in self._children}
+        self._announce(
+            {"ready": True, "url": facts.url, "docs": f"{facts.url}/docs", "data_dir": str(facts.data_dir)}
+            | {"log_dir": str(facts.log_dir), "redis_url": hide_password(self.redis_url), "pid": os.getpid()}
+            | {
+                "children": children,
+                "tasks": [task["name"] for task in facts.tasks],
+                "seconds": round(facts.seconds, 2),
+            }
+        )
+
+    def _facts(self) -> Facts:
+        tasks = (self._get("/v1/tasks?limit=100")[1] or {}).get("data", [])
+        on_path = _on_path()
+        return Facts(
+            url=base_url(self.settings.host, self.settings.port),
+            model=_describe_model(self._get("/health")[1] or {}, self.settings),
+            data_dir=self.settings.data_dir,
+            log_dir=self.log_dir,
+            tasks=tasks,
+            seconds=time.monotonic() - self._began,
+            needs_key=self.settings.api_key is not None,
+            command="chorus" if on_path else _short(_script() or Path("chorus")),
+            path_hint=None if on_path else f'export PATH="{Path(sys.executable).parent}:$PATH"   (then: chorus --help)',
+        )
+
+    def _say(self, line: str) -> None:
+        self._print(Text.assemble((time.strftime("%H:%M:%S "), "dim"), line))
+
+    def _echo(self, name: str, line: str) -> None:
+        shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+        self._print(Text.assemble((f"{name:<7}", STYLES.get(name, "")), ("│ ", "dim"), shown))
+
+    def _print(self, text: Text) -> None:
+        """A terminal that was closed must not end what runs."""
+        try:
+            self._console.print(text, soft_wrap=True)
+        except OSError:
+            self._console.quiet = True
+
+
+def chorus_command() -> tuple[str, ...]:
+    """How to start another `chorus` of this installation, so that `chorus worker` reads so in the process list."""
+    script = _script()
+    return (sys.executable, str(script)) if script is not None else (sys.executable, "-m", "app")
+
+
+def environment_of(settings: Settings, **more: str) -> dict[str, str]:
+    """The variables that make another process read the same settings."""
+    chosen = settings.model_dump(mode="json", exclude_none=True, include=set(settings.model_fields_set) | {"port"})
+    named = {f"CHORUS_{name.upper()}": str(value) for name, value in chosen.items()}
+    return named | {"CHORUS_DATA_DIR": str(settings.data_dir), "PYTHONUNBUFFERED": "1"} | more
+
+
+def hide_password(url: str) -> str:
+    """A Redis URL as it may be shown."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    user = f"{parts.username or ''}:***@"
+    return urlunsplit(parts._replace(netloc=user + parts.netloc.rpartition("@")[2]))
+
+
+def _check_exposure(settings: Settings) -> None:
+    if settings.api_key is None and not is_loopback(settings.host):
+        raise CannotStart(
+            f"refusing to listen on {settings.host} without a key: anyone who reaches it could use and train",
+            "set CHORUS_API_KEY to 16 characters or more, or listen on --host 127.0.0.1",
+        )
+
+
+def _take_data_dir(settings: Settings) -> FolderLock:
+    folder = settings.data_dir
+    try:
+        make_private(folder)
+        lock = FolderLock(folder, LOCK_NAME)
+        lock.acquire(wait_s=LOCK_WAIT_S)
+    except FolderBusy as busy:
+        where = f" at {busy.holder['url']}" if "url" in busy.holder else ""
+        holder = f"process {busy.holder.get('pid', '?')}{where}"
+        raise CannotStart(
+            f"`chorus up` already runs on {folder}: {holder}", "use that one, or another --data-dir"
+        ) from None
+    except OSError as error:
+        raise CannotStart(
+            f"cannot use the data folder {folder}: {error.strerror or error}", "--data-dir FOLDER"
+        ) from None
+    return lock
+
+
+def _explain(error: GaveUp) -> CannotStart:
+    lines = "\n".join(f"  {line}" for line in error.lines[-SHOWN_TAIL:])
+    return CannotStart(
+        f"{error}. Its last lines:\n{lines}\n  ({error.child.log.path})", "chorus doctor", after_start=True
+    )
+
+
+def _describe_model(health: dict[str, Any], settings: Settings) -> str:
+    backbone = health.get("backbone") or {}
+    device = str(backbone.get("device", settings.device))
+    dtype = str(backbone.get("dtype", settings.dtype))
+    name = str(backbone.get("name", settings.model))
+    if device.startswith("cpu"):
+        why = " (no GPU found)" if settings.device == "auto" else ""
+        return f"{name} on the CPU{why}, {settings.cpu_threads} threads, {dtype}"
+    return f"{name} on {device}, {dtype}"
+
+
+def _script() -> Path | None:
+    """The installed `chorus` beside this interpreter; None when the package is not installed."""
+    script = Path(sys.executable).parent / "chorus"
+    return script if script.is_file() else None
+
+
+def _on_path() -> bool:
+    found = shutil.which("chorus")
+    return found is not None and _script() is not None and Path(found).samefile(_script() or found)
+
+
+def _short(path: Path) -> str:
+    """A path as one would type it here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
