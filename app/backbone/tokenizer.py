@@ -69,7 +69,7 @@ class BackboneTokenizer:
         text = "".join(piece.text for piece in pieces)
         try:
             encoding = self._full.encode(text, add_special_tokens=False)
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, TypeError):  # which of them depends on the release of tokenizers
             raise InvalidRequest("the text holds a lone surrogate, which is not valid Unicode") from None
         if not self.reserved.intersection(encoding.ids):
             return list(encoding.ids)
