@@ -101,6 +101,7 @@ class Engine:
         run = self._prefill if batch.phase is Phase.PREFILL else self._decode
         return events + run(batch)
 
+    @torch.inference_mode()
     def fail_all(self, message: str) -> list[Event]:
         """End every request with an error: the last resort when a step failed as a whole."""
         events = [self._end(request_id, "error", error=message) for request_id in list(self._live)]

@@ -11,9 +11,9 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -62,6 +62,7 @@ class EngineService:
         self._ids = itertools.count()
         self._admitted: set[str] = set()
         self._rate = DrainRate()
+        self._taken = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -174,17 +175,17 @@ class EngineService:
     async def _submitted(
         self, prompt: LoadedPrompt, input: Mapping[str, str], decoding: Decoding, seed: int | None, timeout_s: float
     ) -> AsyncIterator[_Flight]:
-        self._check_room()
-        loop = asyncio.get_running_loop()
-        row = await loop.run_in_executor(
-            self._pool, lambda: encode_row(self.backbone.tokenizer, prompt.template, prompt.bos, input)
-        )
-        sampling = None if prompt.verbalizer is not None else _sampling(decoding, seed, input)
-        self._check_length(row, prompt, sampling)
-        digest = prompt.digest if prompt.vectors is not None else None
-        flight = _Flight(self._request(row, digest, sampling, prompt, timeout_s), prompt)
-        async with self._in_flight(flight):
-            yield flight
+        with self._place():  # before any work is spent on it
+            loop = asyncio.get_running_loop()
+            row = await loop.run_in_executor(
+                self._pool, lambda: encode_row(self.backbone.tokenizer, prompt.template, prompt.bos, input)
+            )
+            sampling = None if prompt.verbalizer is not None else _sampling(decoding, seed, input)
+            self._check_length(row, prompt, sampling)
+            digest = prompt.digest if prompt.vectors is not None else None
+            flight = _Flight(self._request(row, digest, sampling, prompt, timeout_s), prompt)
+            async with self._in_flight(flight):
+                yield flight
 
     @asynccontextmanager
     async def _in_flight(self, flight: _Flight) -> AsyncIterator[None]:
@@ -214,16 +215,23 @@ class EngineService:
         verbalizer = prompt.verbalizer if prompt is not None else None
         return Request(f"r{next(self._ids)}", row, digest, time.monotonic() + timeout_s, sampling, verbalizer)
 
-    def _check_room(self) -> None:
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Take one of the places among running and waiting rows, or refuse."""
         if self.draining:
             raise Draining("this replica is stopping", retry_after_s=2)
         if not self._thread.alive:
             raise EngineFailure("the engine's thread has died")
-        waiting = len(self._flights) - self.config.max_rows
+        waiting = self._taken - self.config.max_rows
         if waiting >= self.config.max_queued_rows:
             raise Overloaded(
                 f"{waiting} rows are waiting, which is the limit", retry_after_s=self._rate.seconds_for(waiting)
             )
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
 
     def _check_length(self, row: Row, prompt: LoadedPrompt, sampling: Sampling | None) -> None:
         new = sampling.max_tokens if sampling else 0
