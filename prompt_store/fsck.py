@@ -35,7 +35,7 @@ class FsckReport(Record):
 def check_store(metadata: Metadata, blobs: BlobStore, records: RecordFiles) -> FsckReport:
     """Compare the three and verify every blob. Writes of others in the meantime may show up as differences."""
     found = _compare(metadata, records)
-    return _report(found, blobs, found.dump.epoch, repaired=False)
+    return _report(found, blobs, found.dump.epoch, found.problems)
 
 
 def rebuild_store(metadata: Metadata, blobs: BlobStore, records: RecordFiles) -> FsckReport:
@@ -55,7 +55,9 @@ def rebuild_store(metadata: Metadata, blobs: BlobStore, records: RecordFiles) ->
         for change in found.changes:
             records.write(change)
         records.raise_floor(epoch)
-        return _report(found, blobs, epoch, repaired=True)
+        _bring_back(found, blobs)
+        problems = _judge(found.problems, still_unreadable=records.read_all().unreadable)
+        return _report(found, blobs, epoch, problems)
     raise StoreUnavailable("the registry kept changing while it was being rebuilt")
 
 
@@ -65,28 +67,31 @@ def _compare(metadata: Metadata, records: RecordFiles) -> Comparison:
     return compare(journal, metadata.dump())
 
 
-def _report(found: Comparison, blobs: BlobStore, epoch: int, *, repaired: bool) -> FsckReport:
-    versions = {(version.task_id, version.number): version for version in found.dump.versions}
-    versions.update({key: record.version for key, record in found.journal.versions.items()})
-    deleted = set(found.tombstones)
-    named = [version for version in versions.values() if version.task_id not in deleted]
-    problems = [_mark(problem) if repaired else problem for problem in found.problems]
-    problems += _check_blobs(blobs, named)
+def _report(found: Comparison, blobs: BlobStore, epoch: int, problems: list[Problem]) -> FsckReport:
+    versions = found.live_versions()
     present = set(blobs.digests())
-    tasks = {entry.task.id for entry in found.dump.entries} | set(found.entries)
     return FsckReport(
         epoch=epoch,
-        tasks=len(tasks - deleted),
-        versions=len(named),
+        tasks=len(found.live),
+        versions=len(versions),
         blobs=len(present),
-        orphans=tuple(sorted(present - {version.digest for version in named})),
-        problems=tuple(problems),
+        orphans=tuple(sorted(present - {version.digest for version in versions})),
+        problems=(*problems, *_check_blobs(blobs, versions)),
     )
 
 
-def _mark(problem: Problem) -> Problem:
-    lost = problem.kind == "unreadable_record" or "lost" in problem.detail
-    return problem.model_copy(update={"repaired": not lost})
+def _judge(problems: list[Problem], *, still_unreadable: list[str]) -> list[Problem]:
+    """The problems after the repair: what is lost on both sides stays one."""
+    beyond_repair = {problem.subject for problem in problems if problem.kind == "lost_record"} | set(still_unreadable)
+    return [p.model_copy(update={"repaired": p.subject not in beyond_repair}) for p in problems]
+
+
+def _bring_back(found: Comparison, blobs: BlobStore) -> None:
+    """Blobs that a collector put into quarantine although a version names them."""
+    named = {version.digest for version in found.live_versions()}
+    for digest in named.intersection(blobs.quarantined()):
+        if not blobs.exists(digest):
+            blobs.bring_back(digest)
 
 
 def _check_blobs(blobs: BlobStore, versions: Iterable[Version]) -> list[Problem]:

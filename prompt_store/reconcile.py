@@ -26,6 +26,7 @@ ProblemKind = Literal[
     "missing_record",
     "stale_record",
     "unreadable_record",
+    "lost_record",
 ]
 
 
@@ -44,6 +45,7 @@ class Comparison:
 
     journal: Journal
     dump: Dump
+    live: dict[str, TaskEntry] = field(default_factory=dict)  # tasks that exist, by id
     problems: list[Problem] = field(default_factory=list)
     # for the server
     entries: dict[str, TaskEntry] = field(default_factory=dict)  # every task that is touched, by id
@@ -70,6 +72,12 @@ class Comparison:
             numbers=self.numbers,
         )
 
+    def live_versions(self) -> list[Version]:
+        """The versions that exist after the differences are removed."""
+        versions = {(version.task_id, version.number): version for version in self.dump.versions}
+        versions |= {key: record.version for key, record in self.journal.versions.items()}
+        return [version for key, version in versions.items() if key[0] in self.live]
+
     def server_lacks(self, epoch: int, *, known: bool) -> bool:
         return not known or epoch > self.dump.epoch
 
@@ -84,9 +92,9 @@ def compare(journal: Journal, dump: Dump) -> Comparison:
         found.report("behind", "epoch", f"server {dump.epoch}, record files {journal.epoch}")
     for name in journal.unreadable:
         found.report("unreadable_record", name)
-    live = _settle_tasks(found)
-    _compare_versions(found, live)
-    _compare_aliases(found, live)
+    found.live = _settle_tasks(found)
+    _compare_versions(found)
+    _compare_aliases(found)
     _compare_numbers(found)
     return found
 
@@ -164,14 +172,14 @@ def _compare_tombstone(found: Comparison, tombstone: Tombstone) -> None:
             found.vacated.append(tombstone.name)
 
 
-def _compare_versions(found: Comparison, live: dict[str, TaskEntry]) -> None:
+def _compare_versions(found: Comparison) -> None:
     server = {(version.task_id, version.number): version for version in found.dump.versions}
     for key, record in found.journal.versions.items():
         version, present = record.version, server.get(key)
         subject = f"version {version.task}@{version.number}"
-        if key[0] not in live:
+        if key[0] not in found.live:
             if key[0] not in found.journal.tasks and key[0] not in found.tombstones:
-                found.report("missing_in_server", subject, "the record of its task is lost")
+                found.report("lost_record", subject, "its task is known to neither side")
         elif not found.server_lacks(record.epoch, known=present is not None):
             assert present is not None
             if present != version:
@@ -179,14 +187,14 @@ def _compare_versions(found: Comparison, live: dict[str, TaskEntry]) -> None:
         elif present != version:
             found.report("stale_in_server" if present else "missing_in_server", subject)
             found.versions.append(version)
-            found.entries[key[0]] = live[key[0]]
+            found.entries[key[0]] = found.live[key[0]]
     for key, version in server.items():
-        if key not in found.journal.versions and key[0] in live:
+        if key not in found.journal.versions and key[0] in found.live:
             _tell_files(found, "missing_record", f"version {version.task}@{version.number}", key[0], version=version)
 
 
-def _compare_aliases(found: Comparison, live: dict[str, TaskEntry]) -> None:
-    for task_id, entry in live.items():
+def _compare_aliases(found: Comparison) -> None:
+    for task_id, entry in found.live.items():
         record, present = found.journal.aliases.get(task_id), found.dump.aliases.get(task_id, ())
         recorded = record.aliases if record else ()
         if recorded == present:
