@@ -1,0 +1,74 @@
+"""Starters: installed once, never over a user's task, never back after a deletion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prompt_store import BackboneRef, BlobStore, CorruptBlob, MemoryMetadata, PromptMeta, PromptStore, TaskSpec
+from prompt_store.starters import install_starters, read_starters, write_starter
+
+FINGERPRINT = "f" * 64
+
+
+@pytest.fixture(params=["memory", "redis"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PromptStore]:
+    if request.param == "memory":
+        opened = PromptStore(MemoryMetadata(), BlobStore(tmp_path / "blobs"))
+    else:
+        opened = PromptStore.open(request.getfixturevalue("redis_url"), tmp_path / "blobs")
+    with opened:
+        yield opened
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with one starter, made by another store."""
+    meta = PromptMeta(
+        task="mood",
+        template="<prompt:2>{text}",
+        bos="none",
+        method={"type": "prompt_tuning"},
+        backbone=BackboneRef(name="b", fingerprint=FINGERPRINT, hidden_size=4),
+        num_virtual_tokens=2,
+    )
+    spec = TaskSpec(fields=("text",), labels=("good", "bad"))
+    maker = PromptStore(MemoryMetadata(), BlobStore(tmp_path / "maker"))
+    tensors = {"prompt": np.ones((2, 4), np.float32)}
+    version = maker.publish(task="mood", meta=meta, tensors=tensors, publication="p", spec=spec).version
+    write_starter(version, spec, maker.read_blob(version.digest), card=(), folder=tmp_path / "starters")
+    return tmp_path / "starters"
+
+
+def test_install_publishes_a_starter_once(store: PromptStore, folder: Path) -> None:
+    assert install_starters(store, FINGERPRINT, folder) == ["mood"]
+    assert install_starters(store, FINGERPRINT, folder) == []
+    version = store.get_version("mood", store.get_alias("mood", "prod").version)
+    assert version.digest == read_starters(folder)[0].publication.split("-")[-1] + version.digest[16:]
+    assert store.load(version)["prompt"].shape == (2, 4)
+
+
+def test_install_for_another_backbone_does_nothing(store: PromptStore, folder: Path) -> None:
+    assert install_starters(store, "0" * 64, folder) == []
+
+
+def test_install_leaves_a_users_task_of_the_same_name_alone(store: PromptStore, folder: Path) -> None:
+    store.put_task("mood", TaskSpec(fields=("line",)))
+    assert install_starters(store, FINGERPRINT, folder) == []
+    assert store.get_task("mood").spec.fields == ("line",)
+
+
+def test_install_after_a_deletion_does_not_bring_the_starter_back(store: PromptStore, folder: Path) -> None:
+    install_starters(store, FINGERPRINT, folder)
+    store.delete_task("mood")
+    assert install_starters(store, FINGERPRINT, folder) == []
+
+
+def test_read_of_a_damaged_starter_raises(folder: Path) -> None:
+    blob = folder / "mood.safetensors"
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    with pytest.raises(CorruptBlob, match="damaged"):
+        read_starters(folder)
