@@ -1,0 +1,200 @@
+"""An engine and a backbone without a model, for tests of what stands around them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+
+from app.api.body import EdgeLimits
+from app.backbone import LoadedPrompt
+from app.engine import Answer, EngineStats, StreamEvent, Usage
+from app.errors import ChorusError, ContextTooLong, DeadlineExceeded, EngineFailure, Overloaded, RequestCancelled
+from app.main import create_app
+from app.settings import Settings
+from app.training import JobStore
+from prompt_store import BackboneRef, BlobStore, Decoding, MemoryMetadata, PromptMeta, PromptStore, TaskSpec
+
+SECRET = "/srv/secret/model.bin"  # what an error's own text may hold and a caller may never see
+
+
+@dataclass
+class FakeBackbone:
+    """As much of a backbone as the registry and `app.main` ask for."""
+
+    name: str = "fake-1m"
+    fingerprint: str = "f" * 64
+    family: str = "causal"
+    hidden_size: int = 4
+    vocab_size: int = 100
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    runner_name: str = "fast"
+    embedding_weight: torch.Tensor = field(default_factory=lambda: torch.ones(100, 4))
+
+    @property
+    def ref(self) -> BackboneRef:
+        return BackboneRef(name=self.name, fingerprint=self.fingerprint, hidden_size=self.hidden_size)
+
+
+class FakeEngineService:
+    """Label tasks answer their first label, others repeat their input word by word. The input `!overloaded` and the
+    other names in `MISHAPS` meet that mishap; `!hang` waits until it is cancelled, `!break` fails after one word."""
+
+    MISHAPS: Mapping[str, Exception] = {
+        "!overloaded": Overloaded("the queue is full", retry_after_s=7),
+        "!deadline": DeadlineExceeded("timeout_s ran out"),
+        "!long": ContextTooLong("900 text + 20 virtual + 200 new tokens exceed the context of 1024", param="input"),
+        "!failure": EngineFailure(f"tensor in {SECRET}"),
+        "!cancelled": RequestCancelled("the request was cancelled"),
+        "!bug": RuntimeError(f"a bug in {SECRET}"),
+    }
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, str], Decoding, int | None, float]] = []
+        self.admitted: list[str] = []
+        self.refuse: ChorusError | None = None
+        self.cancelled = 0
+        self.threads: list[int] = []
+        self.started = self.draining = False
+        self.ready: Exception | None = None
+        self._stopped = asyncio.Event()
+
+    async def start(self) -> None:
+        self.started = True
+
+    async def stop(self, drain_s: float) -> None:
+        self.draining = True
+        self._stopped.set()
+
+    async def admit(self, prompt: LoadedPrompt) -> None:
+        if self.refuse is not None:
+            raise self.refuse
+        self.admitted.append(f"{prompt.task}@{prompt.version}")
+
+    async def answer(
+        self, prompt: LoadedPrompt, input: Mapping[str, str], *, decoding: Decoding, seed: int | None, timeout_s: float
+    ) -> Answer:
+        await self._begin(prompt, input, decoding, seed, timeout_s)
+        if prompt.verbalizer is not None:
+            scores = dict.fromkeys(prompt.verbalizer.labels, 1 / len(prompt.verbalizer.labels))
+            label = prompt.verbalizer.labels[0]
+            return Answer(label, "label", self._usage(prompt, input, 0), label=label, scores=scores, log_scores=scores)
+        text = " ".join(input.values())
+        return Answer(text, "stop", self._usage(prompt, input, len(text.split())))
+
+    async def stream(
+        self, prompt: LoadedPrompt, input: Mapping[str, str], *, decoding: Decoding, seed: int | None, timeout_s: float
+    ) -> AsyncGenerator[StreamEvent, None]:
+        await self._begin(prompt, input, decoding, seed, timeout_s)
+        words = " ".join(input.values()).split()
+        for place, word in enumerate(words):
+            if word == "!break":
+                raise EngineFailure(f"tensor in {SECRET}")
+            if word == "!pause":
+                await self._hang()
+            yield StreamEvent(word if place == 0 else f" {word}")
+        yield StreamEvent("", "stop", self._usage(prompt, input, len(words)))
+
+    async def check_ready(self) -> None:
+        if self.ready is not None:
+            raise self.ready
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=1, waiting=2)
+
+    def set_threads(self, count: int) -> None:
+        self.threads.append(count)
+
+    async def _begin(
+        self, prompt: LoadedPrompt, input: Mapping[str, str], decoding: Decoding, seed: int | None, timeout_s: float
+    ) -> None:
+        prompt.template.check_input(input)
+        self.asked.append((f"{prompt.task}@{prompt.version}", dict(input), decoding, seed, timeout_s))
+        for text in input.values():
+            if text in self.MISHAPS:
+                raise self.MISHAPS[text]
+            if text == "!hang":
+                await self._hang()
+
+    async def _hang(self) -> None:
+        try:
+            await self._stopped.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        raise RequestCancelled("the service stopped")
+
+    def _usage(self, prompt: LoadedPrompt, input: Mapping[str, str], completion: int) -> Usage:
+        return Usage(sum(len(text.split()) for text in input.values()), completion, prompt.num_virtual_tokens)
+
+
+@dataclass
+class World:
+    """An application around fakes, with the tasks `sentiment` (labels), `echo` (text) and `nli` (two fields)."""
+
+    app: FastAPI
+    engine: FakeEngineService
+    store: PromptStore
+    settings: Settings
+    jobs: JobStore
+
+
+def make_world(
+    folder: Path, redis_url: str, *, limits: EdgeLimits | None = None, backbone: Any = None, **settings: Any
+) -> World:
+    backbone = backbone or FakeBackbone()
+    chosen = Settings(data_dir=folder, redis_url=redis_url, **settings)
+    store = PromptStore(MemoryMetadata(), BlobStore(folder / "blobs"))
+    publish(store, backbone, "sentiment", "Review: {text}\nSentiment:", labels=("negative", "positive"))
+    publish(store, backbone, "echo", "{text}")
+    publish(store, backbone, "nli", "{premise}\n{hypothesis}", fields=("premise", "hypothesis"), labels=("yes", "no"))
+    jobs = JobStore.open(redis_url, folder, store, lease_s=15)
+    engine = FakeEngineService()
+    app = create_app(chosen, store=store, backbone=backbone, engine=engine, jobs=jobs, limits=limits)  # type: ignore[arg-type]
+    return World(app, engine, store, chosen, jobs)
+
+
+def publish(
+    store: PromptStore,
+    backbone: Any,
+    task: str,
+    template: str,
+    *,
+    fields: tuple[str, ...] = ("text",),
+    labels: tuple[str, ...] | None = None,
+    alias: str | None = "prod",
+) -> int:
+    """Publish a hand-written prompt (no vectors) as the task's next version; returns its number."""
+    words = None if labels is None else {label: (f" {label}",) for label in labels}
+    ids = None if labels is None else {label: ((place + 1,),) for place, label in enumerate(labels)}
+    meta = PromptMeta(
+        task=task,
+        template=template,
+        verbalizer=words,
+        verbalizer_ids=ids,
+        bos="none",
+        method={"type": "hard"},
+        backbone=backbone.ref,
+        num_virtual_tokens=0,
+        decoding=Decoding(max_tokens=16),
+    )
+    publication = f"test-{task}-{len(store.list_versions(task)[0]) if _exists(store, task) else 0}"
+    done = store.publish(
+        task=task,
+        meta=meta,
+        tensors={},
+        publication=publication,
+        alias=alias,
+        spec=TaskSpec(fields=fields, labels=labels),
+    )
+    return done.version.number
+
+
+def _exists(store: PromptStore, task: str) -> bool:
+    return task in {known.name for known in store.list_tasks(limit=1000)[0]}
