@@ -54,21 +54,21 @@ def encode_blob(meta: PromptMeta, tensors: Mapping[str, np.ndarray]) -> bytes:
 
 
 def canonical_meta(meta: PromptMeta) -> str:
-    """`meta` as JSON without spaces, keys sorted except where their order is the labels' order."""
-    fields = meta.model_dump(mode="json")
-    canonical = {name: value if name in _ORDERED else _sorted(value) for name, value in sorted(fields.items())}
+    """`meta` as JSON without spaces, keys sorted except where their order is the labels' order. Raises InvalidBlob."""
+    fields = meta.model_dump()  # not its JSON mode, which would turn NaN into null
     try:
+        canonical = {name: value if name in _ORDERED else _sorted(value) for name, value in sorted(fields.items())}
         text = json.dumps(canonical, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         text.encode()
-    except ValueError as error:
-        raise InvalidBlob("the metadata holds a number that is not finite or half a character", param="meta") from error
+    except (TypeError, ValueError) as error:
+        raise InvalidBlob("the metadata holds a value that JSON has no form for", param="meta") from error
     return text
 
 
 def _sorted(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _sorted(value[key]) for key in sorted(value)}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_sorted(item) for item in value]
     return value
 

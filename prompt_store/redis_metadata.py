@@ -6,6 +6,7 @@ set_state, append_evaluation) are retried; moving or deleting is tried once, and
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ class RedisMetadata:
         backoff = ExponentialWithJitterBackoff(cap=min(0.5, timeout_s), base=0.02)
         self._client = _connect(url, timeout_s, Retry(backoff, _RETRIES))
         self._once = _connect(url, timeout_s, Retry(NoBackoff(), 0))
+        self._reader = redis_records.VersionReader()
+        self._reading = threading.Lock()
         self._scripts = {text: self._client.register_script(text) for text in _ALL_SCRIPTS}
 
     def close(self) -> None:
@@ -216,13 +219,25 @@ class RedisMetadata:
         with _unavailable(), self._client.pipeline(transaction=True) as pipe:
             pipe.get(keys.EPOCH)
             pipe.xrevrange(keys.EVENTS, count=1)
-            for key in (keys.TASKS, keys.VERSIONS, keys.STATES, keys.CARDS, keys.ALIASES, keys.NUMBERS):
+            for key in _DUMPED:
                 pipe.hgetall(key)
-            pipe.hgetall(keys.PUBLICATIONS)
-            pipe.hgetall(keys.GRAVES)
-            return redis_records.read_dump(*pipe.execute())
+            epoch, newest, tasks, aliases, numbers, publications, graves, *of_versions = pipe.execute()
+        with self._reading:
+            versions = self._reader.read(*of_versions)
+        return redis_records.read_dump(epoch, newest, tasks, aliases, numbers, publications, graves, versions)
 
 
+# what a dump reads, in the order in which `read_dump` takes it; the last three are the versions'
+_DUMPED = (
+    keys.TASKS,
+    keys.ALIASES,
+    keys.NUMBERS,
+    keys.PUBLICATIONS,
+    keys.GRAVES,
+    keys.VERSIONS,
+    keys.STATES,
+    keys.CARDS,
+)
 _ALL_SCRIPTS = (
     scripts.PUBLISH,
     scripts.PUT_TASK,
