@@ -110,9 +110,9 @@ class RecordFiles:
     """The folder of record files. Safe to use from several threads and processes."""
 
     def __init__(self, root: Path) -> None:
-        self._folder = root / "records"
+        self.folder = root / "records"
         with storage_errors("record files"):
-            make_folder(self._folder)
+            make_folder(self.folder)
 
     def floor(self) -> int:
         """The highest epoch ever recorded here. Raises CorruptRecord, StoreUnavailable."""
@@ -121,20 +121,20 @@ class RecordFiles:
 
     def write(self, change: Change) -> None:
         """Make `change` durable; returns when a crash can no longer undo it."""
-        with storage_errors("record files"), locked(self._folder / "lock", exclusive=True):
+        with storage_errors("record files"), locked(self.folder / "lock", exclusive=True):
             if not self._buried_since(change):
                 for name, record in _files_of(change):
                     self._replace(name, record)
             if change.tombstone is not None:
                 self._remove_parts(change.task_id)
             self._replace("epoch", EpochRecord(epoch=change.epoch))
-            sync_folder(self._folder)
+            sync_folder(self.folder)
 
     def raise_floor(self, epoch: int) -> None:
         """Record that the server has reached `epoch`."""
-        with storage_errors("record files"), locked(self._folder / "lock", exclusive=True):
+        with storage_errors("record files"), locked(self.folder / "lock", exclusive=True):
             self._replace("epoch", EpochRecord(epoch=epoch))
-            sync_folder(self._folder)
+            sync_folder(self.folder)
 
     def _buried_since(self, change: Change) -> bool:
         """Whether the task was deleted by a later change whose writer was faster."""
@@ -150,20 +150,20 @@ class RecordFiles:
         except CorruptRecord:
             present = None
         if present is None or present.epoch < record.epoch:
-            place_file(self._folder / name, seal(record))
+            place_file(self.folder / name, seal(record))
 
     def _remove_parts(self, task_id: str) -> None:
         """Versions and aliases of a deleted task: they may quote users' texts, so they go with it."""
         prefixes = (f"version-{_checked(task_id)}-", f"aliases-{task_id}.")
-        for name in os.listdir(self._folder):
+        for name in os.listdir(self.folder):
             if name.startswith(prefixes):
                 with suppress(FileNotFoundError):
-                    os.unlink(self._folder / name)
+                    os.unlink(self.folder / name)
 
     def _read(self, name: str, kind: type[AnyRecord]) -> AnyRecord | None:
         with storage_errors("record files"):
             try:
-                data = read_file(self._folder / name, limit=_MAX_RECORD_BYTES)
+                data = read_file(self.folder / name, limit=_MAX_RECORD_BYTES)
             except FileNotFoundError:
                 return None
             except (NotRegular, TooLong) as error:
@@ -174,7 +174,7 @@ class RecordFiles:
         """Every record file. Versions and aliases of deleted tasks are left out."""
         journal = Journal(epoch=0, tasks={}, versions={}, aliases={}, unreadable=[])
         with storage_errors("record files"):
-            names = sorted(os.listdir(self._folder))
+            names = sorted(os.listdir(self.folder))
         for name in names:
             try:
                 self._collect(name, journal)
@@ -208,10 +208,10 @@ class RecordFiles:
 
     def purge_temporaries(self) -> None:
         """Delete temporary files left by writers that were killed: the lock says that no writer is alive."""
-        with storage_errors("record files"), locked(self._folder / "lock", exclusive=True):
-            for name in os.listdir(self._folder):
+        with storage_errors("record files"), locked(self.folder / "lock", exclusive=True):
+            for name in os.listdir(self.folder):
                 if name.startswith(TEMP_PREFIX):
-                    os.unlink(self._folder / name)
+                    os.unlink(self.folder / name)
 
 
 def _files_of(change: Change) -> Iterator[tuple[str, Stamped]]:
