@@ -1,0 +1,193 @@
+"""Train the starter prompts through the service itself and write them to `prompt_store/starters/`.
+
+    python -m benchmarks.starters --data DIR [--task sentiment …] [--state FOLDER]
+
+DIR holds sst2, snli, mnli, ag_news, trec, qqp and subj as JSON lines. Each prompt is trained by `POST /v1/train` on
+a fresh service, chosen on dev rows, then asked the test rows through `POST /v1/generate`; blob, task and card (scores
+with intervals, data and licence) are what ships. No row of the data is stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.running import Running, running_service, wait_for_job
+from benchmarks.statistics import majority_share, percent, wilson
+from prompt_store import Evaluation, TaskSpec, Version
+from prompt_store.blob_format import decode_blob
+from prompt_store.starters import FOLDER, write_starter
+
+Rows = list[dict[str, str]]
+DEV_ROWS, TEST_ROWS, SEED = 600, 2000, 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One starter task: where its rows come from, how it is asked, and how long it learns (steps of 32 rows)."""
+
+    task: str
+    sets: tuple[str, ...]
+    test: str
+    template: str
+    words: dict[str, str]
+    steps: int
+    description: str
+    licence: str
+
+
+RECIPES = (
+    Recipe(
+        "sentiment", ("sst2",), "sst2", "<prompt:20>Review: {text}\nSentiment:",
+        {"negative": " negative", "positive": " positive"}, 700,
+        "Is an English sentence of a film review positive or negative?",
+        "Stanford Sentiment Treebank, GLUE form; for research",
+    ),
+    Recipe(
+        "nli", ("snli", "mnli"), "snli", "<prompt:20>Premise: {premise}\nHypothesis: {hypothesis}\nAnswer:",
+        {"entailment": " yes", "neutral": " maybe", "contradiction": " no"}, 900,
+        "Does the premise entail the hypothesis, contradict it, or neither?",
+        "SNLI: CC BY-SA 4.0; MultiNLI: OANC and the licences of its sources",
+    ),
+    Recipe(
+        "topic", ("ag_news",), "ag_news", "<prompt:20>{text}\nTopic:",
+        {"world": " world", "sports": " sports", "business": " business", "technology": " technology"}, 350,
+        "Which of four topics is a news item about?",
+        "AG's corpus of news articles; for research and other non-commercial use",
+    ),
+    Recipe(
+        "question-type", ("trec",), "trec", "<prompt:20>Question: {text}\nAsks for:",
+        {name: f" {name}" for name in ("abbreviation", "description", "entity", "human", "location", "number")}, 600,
+        "What kind of thing does a question ask for?",
+        "TREC question classification (Li and Roth 2002); for research",
+    ),
+    Recipe(
+        "duplicate", ("qqp",), "qqp", "<prompt:20>Question 1: {question1}\nQuestion 2: {question2}\nDuplicate:",
+        {"different": " no", "duplicate": " yes"}, 500,
+        "Do two questions ask the same thing?",
+        "Quora Question Pairs, a slice; Quora's terms, for research",
+    ),
+    Recipe(
+        "subjectivity", ("subj",), "subj", "<prompt:20>Text: {text}\nThis is",
+        {"objective": " fact", "subjective": " opinion"}, 350,
+        "Does a sentence state a fact or an opinion?",
+        "Subjectivity dataset v1.0 (Pang and Lee 2004); for research",
+    ),
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
+    parser.add_argument("--task", action="append", choices=[recipe.task for recipe in RECIPES], help="only this task")
+    parser.add_argument("--state", type=Path, help="keep the service's data folder here, to go on after a break")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write the starters to")
+    arguments = parser.parse_args()
+    wanted = [recipe for recipe in RECIPES if not arguments.task or recipe.task in arguments.task]
+    with running_service(arguments.state, CHORUS_STARTERS="false") as running:
+        for recipe in wanted:
+            make_starter(running, recipe, arguments.data, arguments.out)
+
+
+def make_starter(running: Running, recipe: Recipe, data: Path, out: Path) -> None:
+    print(f"{recipe.task}: {' + '.join(recipe.sets)}", flush=True)
+    with httpx.Client(base_url=running.url, timeout=120) as client:
+        spec = TaskSpec(description=recipe.description, fields=_fields(recipe), labels=tuple(recipe.words))
+        client.put(f"/v1/tasks/{recipe.task}", json=_task_body(spec)).raise_for_status()
+        started = time.monotonic()
+        job = train(client, recipe, data)
+        if job["status"] != "succeeded":
+            raise SystemExit(f"{recipe.task}: the job ended as {job['status']}: {job['error']}")
+        number = job["result"]["version"]
+        view = client.get(f"/v1/tasks/{recipe.task}/versions/{number}").raise_for_status().json()
+        test = read_rows(data / recipe.test / "test.jsonl")[:TEST_ROWS]
+        evaluation = evaluate(client, recipe, test)
+        print(f"    {time.monotonic() - started:.0f} s; {recipe.test} test {percent(_hits(evaluation), evaluation.n)}")
+    blob = (running.data_dir / "blobs" / "blobs" / f"{view['digest']}.safetensors").read_bytes()
+    meta, _ = decode_blob(blob)
+    version = Version(
+        task=recipe.task, task_id="starter", number=number, digest=view["digest"], size_bytes=len(blob),
+        state="published", meta=meta, publication="starter", created_at=view["created_at"],
+    )  # fmt: skip
+    card = [*(Evaluation.model_validate(entry) for entry in view["card"]), evaluation]
+    write_starter(version, spec, blob, card=card, folder=out)
+
+
+def train(client: httpx.Client, recipe: Recipe, data: Path) -> dict[str, Any]:
+    """One job through the public API, from uploaded data sets."""
+    rows = [row for name in recipe.sets for row in read_rows(data / name / "train.jsonl")]
+    dev_files = [data / name / "dev.jsonl" for name in recipe.sets]
+    random.Random(SEED).shuffle(rows)
+    if all(file.is_file() for file in dev_files):
+        dev = [row for file in dev_files for row in read_rows(file)[: DEV_ROWS // len(dev_files)]]
+    else:
+        dev, rows = rows[:DEV_ROWS], rows[DEV_ROWS:]
+    for name, part in ((f"{recipe.task}-train", rows), (f"{recipe.task}-dev", dev)):
+        body = "\n".join(json.dumps(row) for row in part)
+        headers = {"content-type": "application/x-ndjson"}
+        client.put(f"/v1/datasets/{name}", content=body.encode(), headers=headers).raise_for_status()
+    answer = client.post(
+        "/v1/train",
+        json={
+            "task": recipe.task,
+            "training_data": {"dataset": f"{recipe.task}-train"},
+            "validation_data": {"dataset": f"{recipe.task}-dev"},
+            "template": recipe.template,
+            "verbalizer": {label: [word] for label, word in recipe.words.items()},
+            "hyperparameters": {"n_epochs": recipe.steps * 32 / len(rows), "batch_size": 32, "seed": SEED},
+            "metadata": {"data": " + ".join(recipe.sets), "licence": recipe.licence},
+        },
+    )
+    if answer.is_error:
+        raise SystemExit(f"{recipe.task}: {answer.text}")
+    return wait_for_job(client, answer.json()["id"])
+
+
+def evaluate(client: httpx.Client, recipe: Recipe, rows: Rows) -> Evaluation:
+    """Accuracy on test rows, asked through the API."""
+    hits = 0
+    for start in range(0, len(rows), 200):
+        part = rows[start : start + 200]
+        requests = [{"task": recipe.task, "input": {k: v for k, v in row.items() if k != "label"}} for row in part]
+        outputs = client.post("/v1/generate", json={"requests": requests}).raise_for_status().json()["outputs"]
+        hits += sum(output["label"] == row["label"] for output, row in zip(outputs, part, strict=True))
+    low, high = wilson(hits, len(rows))
+    return Evaluation(
+        metric="accuracy",
+        score=hits / len(rows),
+        n=len(rows),
+        interval=(low, high),
+        split="test",
+        baselines={"majority": float(majority_share([row["label"] for row in rows]).split()[0]) / 100},
+        at=time.time(),
+        details={"data": recipe.test, "hits": hits},
+    )
+
+
+def read_rows(file: Path) -> Rows:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _hits(evaluation: Evaluation) -> int:
+    return int(evaluation.details["hits"])
+
+
+def _fields(recipe: Recipe) -> tuple[str, ...]:
+    from app.backbone import parse_template
+
+    return parse_template(recipe.template).fields
+
+
+def _task_body(spec: TaskSpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json")
+
+
+if __name__ == "__main__":
+    main()
