@@ -63,6 +63,7 @@ class FakeEngineService:
         self.threads: list[int] = []
         self.started = self.draining = False
         self.ready: Exception | None = None
+        self.ready_runs = 0
         self._stopped = asyncio.Event()
 
     async def start(self) -> None:
@@ -102,6 +103,7 @@ class FakeEngineService:
         yield StreamEvent("", "stop", self._usage(prompt, input, len(words)))
 
     async def check_ready(self) -> None:
+        self.ready_runs += 1
         if self.ready is not None:
             raise self.ready
 
