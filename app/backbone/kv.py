@@ -9,8 +9,10 @@ Shapes: N slots, G key/value heads, S places, D head width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -48,10 +50,10 @@ class _SlotLayer(CacheLayerMixin):
         self.window, self.slots, self.places = window, slots, places
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take the memory: one place more than asked, where padding goes. The system hands out pages when touched."""
+        """Take the memory: one place more than asked, where padding goes."""
         for name, states in (("keys", key_states), ("values", value_states)):
             shape = (self.slots, states.shape[1], self.places + 1, states.shape[3])
-            setattr(self, name, torch.zeros(shape, dtype=states.dtype, device=states.device))
+            setattr(self, name, _zeros(shape, states.dtype, states.device))
         self.is_initialized = True
 
     def update(
@@ -121,3 +123,12 @@ class SlotCache(Cache):
             if layer.is_initialized:
                 layer.keys[slot].zero_()
                 layer.values[slot].zero_()
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros whose memory, on the CPU, is real only where it was written: numpy's zeros come from the system untouched,
+    torch's are filled in. Slots are as long as the longest row may be, and most rows are short."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 
 from app.backbone import Backbone, Row
@@ -71,3 +74,18 @@ def test_cache_of_padding_leaves_the_rows_places_alone() -> None:
     cache.view(0, 2, torch.tensor([[-1, -1]]))
     keys, _ = cache.update(ones * 7, ones * 7, 0)
     assert torch.equal(keys, ones)
+
+
+def test_cache_of_many_long_slots_takes_memory_only_where_rows_are() -> None:
+    cache = SlotCache(1, slots=64, places=4096)
+    row = torch.ones(1, 8, 3, 64)
+    before = resident_bytes()
+    cache.view(0, 3, torch.tensor([[0, 1, 2]]))
+    cache.update(row, row, 0)
+    taken = cache.layers[0].keys.numel() * 4 * 2
+    assert taken > 1 << 30
+    assert resident_bytes() - before < 64 << 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
