@@ -1,0 +1,35 @@
+"""The Redis client of training, and the one place where its failures become an error of the service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import redis
+
+from app.errors import StoreDown
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SOCKET_TIMEOUT_S = 10.0
+"""Longer than any blocking read; see `records.MAX_BLOCK_MS`."""
+
+
+def connect(redis_url: str) -> redis.Redis:
+    """A client with time limits, for records and for RQ (which needs bytes, not strings)."""
+    return redis.Redis.from_url(redis_url, protocol=2, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=5.0)
+
+
+def reports_outage(function: Callable[P, R]) -> Callable[P, R]:
+    """Raise StoreDown where Redis cannot be reached."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise StoreDown("jobs and data sets are out of reach: Redis does not answer") from error
+
+    return call

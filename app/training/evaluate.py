@@ -1,0 +1,142 @@
+"""How good a prompt is on held-out rows, next to what it must beat: the most common answer, and the same words without
+learned vectors. Scores come from the functions that serve; nothing here trains.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.backbone import Backbone, LoadedPrompt
+from app.training.data import Example
+from app.training.examples import Encoded, Encoder, sample_rows
+from app.training.metrics import accuracy, bootstrap, exact_match, macro_f1, rouge_l, wilson
+from app.training.objective import answer_losses, answers, label_scores
+from app.training.trainer import Judgement
+from prompt_store.models import Metric
+
+QUICK_ROWS, QUICK_TEXTS = 300, 32
+"""Most dev rows of one evaluation while training: label tasks, and free text that must be generated."""
+
+FINAL_ROWS, FINAL_TEXTS = 2000, 200
+"""The same for the evaluation that goes on the card."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric over n rows with its 95 % interval."""
+
+    metric: Metric
+    score: float
+    n: int
+    interval: tuple[float, float]
+    loss: float
+
+    @property
+    def rank(self) -> float:
+        return -self.score if self.metric == "loss" else self.score
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Judges prompts of one task by its metric. `max_tokens` bounds generated answers."""
+
+    backbone: Backbone
+    encoder: Encoder
+    metric: Metric
+    max_tokens: int
+    seed: int
+
+    def quick_judge(self, examples: Sequence[Example]) -> Callable[[Tensor], Judgement]:
+        """What the training loop asks every few percent of its steps, on a sample of the rows."""
+        limit = QUICK_ROWS if self.encoder.verbalizer is not None or self.metric == "loss" else QUICK_TEXTS
+        encoded = [self.encoder.encode(example) for example in sample_rows(examples, limit, seed=self.seed)]
+
+        def judge(prompt: Tensor) -> Judgement:
+            score, loss, _ = self._judge(prompt, encoded)
+            return Judgement(score, loss, lower_is_better=self.metric == "loss")
+
+        return judge
+
+    def measure(self, prompt: Tensor | None, examples: Sequence[Example]) -> Measured:
+        """The figure for the card."""
+        encoded = [self.encoder.encode(example) for example in self.final_rows(examples)]
+        score, loss, interval = self._judge(prompt, encoded)
+        return Measured(self.metric, score, len(encoded), interval(), loss)
+
+    def measure_without_slots(self, examples: Sequence[Example]) -> Measured:
+        """Zero-shot: the same template without its slots, the same label words."""
+        bare = replace(self.encoder, template=self.encoder.template.without_slots())
+        return replace(self, encoder=bare).measure(None, examples)
+
+    def measure_loaded(self, loaded: LoadedPrompt, examples: Sequence[Example]) -> Measured:
+        """Another version of the task, read as it is served."""
+        encoder = replace(self.encoder, template=loaded.template, bos=loaded.bos, verbalizer=loaded.verbalizer)
+        prompt = None if loaded.vectors is None else loaded.vectors.to(self.backbone.device)
+        return replace(self, encoder=encoder).measure(prompt, examples)
+
+    def measure_majority(self, training: Sequence[Example], examples: Sequence[Example]) -> float | None:
+        """Always answering the training rows' most common label; None where that is no answer."""
+        if self.encoder.verbalizer is None or self.metric == "loss":
+            return None
+        (common, _), *_ = Counter(str(example.label) for example in training).most_common(1)
+        expected = [str(example.label) for example in self.final_rows(examples)]
+        metric = macro_f1 if self.metric == "macro_f1" else accuracy
+        return metric(expected, [common] * len(expected))
+
+    def final_rows(self, examples: Sequence[Example]) -> list[Example]:
+        generated = self.encoder.verbalizer is None and self.metric != "loss"
+        return sample_rows(examples, FINAL_TEXTS if generated else FINAL_ROWS, seed=self.seed)
+
+    def _judge(
+        self, prompt: Tensor | None, encoded: Sequence[Encoded]
+    ) -> tuple[float, float, Callable[[], tuple[float, float]]]:
+        """(score, loss, interval): the interval costs resampling, so it waits to be asked for."""
+        if self.encoder.verbalizer is not None:
+            return self._judge_labels(prompt, encoded)
+        return self._judge_texts(prompt, encoded)
+
+    def _judge_labels(
+        self, prompt: Tensor | None, encoded: Sequence[Encoded]
+    ) -> tuple[float, float, Callable[[], tuple[float, float]]]:
+        verbalizer = self.encoder.verbalizer
+        assert verbalizer is not None
+        scores = label_scores(self.backbone, verbalizer, prompt, encoded)  # [N, K]
+        expected = np.asarray([one.label for one in encoded])
+        given = scores.argmax(1).numpy()
+        picked = torch.log_softmax(scores, 1)[torch.arange(len(encoded)), torch.from_numpy(expected)]
+        losses = -picked.numpy()
+        loss = float(losses.mean())
+        if self.metric == "loss":
+            return loss, loss, lambda: bootstrap(len(losses), lambda at: float(losses[at].mean()))
+        if self.metric == "macro_f1":
+            return (
+                macro_f1(expected.tolist(), given.tolist()),
+                loss,
+                lambda: bootstrap(len(given), lambda at: macro_f1(expected[at].tolist(), given[at].tolist())),
+            )
+        share = float((expected == given).mean())
+        return share, loss, lambda: wilson(share, len(encoded))
+
+    def _judge_texts(
+        self, prompt: Tensor | None, encoded: Sequence[Encoded]
+    ) -> tuple[float, float, Callable[[], tuple[float, float]]]:
+        if self.metric == "loss":
+            pairs = np.asarray([answer_losses(self.backbone, prompt, [one]) for one in encoded])
+            loss = float(pairs[:, 0].sum() / pairs[:, 1].sum())
+            return loss, loss, lambda: bootstrap(len(pairs), lambda at: float(pairs[at, 0].sum() / pairs[at, 1].sum()))
+        total, terms = answer_losses(self.backbone, prompt, encoded)
+        texts = answers(self.backbone, prompt, encoded, max_tokens=self.max_tokens)
+        judge = rouge_l if self.metric == "rouge_l" else exact_match
+        found = np.asarray(
+            [judge(one.example.output or "", text) for one, text in zip(encoded, texts, strict=True)], np.float64
+        )
+        score = float(found.mean())
+        if self.metric == "rouge_l":
+            return score, total / terms, lambda: bootstrap(len(found), lambda at: float(found[at].mean()))
+        return score, total / terms, lambda: wilson(score, len(found))

@@ -1,0 +1,40 @@
+"""Golden outputs: what a fresh prompt answers to a few neutral texts of our own, stored in its blob.
+
+Every replica replays them before it serves the version. The texts are ours, never rows of the data, because blobs
+travel further than the data they were trained on may.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from app.backbone import Backbone, encode_row, generate_greedy, score_labels
+from app.training.examples import Encoder
+from prompt_store.models import Golden
+
+TEXTS = (
+    "The bakery on the corner opens at six in the morning.",
+    "She closed the window because the evening had turned cold.",
+    "Two boats are tied to the pier behind the old warehouse.",
+    "How long does the train to the coast take on a Sunday?",
+)
+COUNT = 4
+MAX_TOKENS = 8
+
+
+@torch.no_grad()
+def golden_outputs(backbone: Backbone, encoder: Encoder, prompt: Tensor | None) -> tuple[Golden, ...]:
+    """One answer for each of a few fixed inputs, each computed alone."""
+    return tuple(_answer(backbone, encoder, prompt, place) for place in range(COUNT))
+
+
+def _answer(backbone: Backbone, encoder: Encoder, prompt: Tensor | None, place: int) -> Golden:
+    fields = {name: TEXTS[(place + j) % len(TEXTS)] for j, name in enumerate(encoder.template.fields)}
+    row = encode_row(encoder.tokenizer, encoder.template, encoder.bos, fields)
+    if encoder.verbalizer is not None:
+        (scores,) = score_labels(backbone, [row], [prompt], [encoder.verbalizer])
+        named = zip(encoder.verbalizer.labels, scores.float().tolist(), strict=True)
+        return Golden(input=fields, scores=dict(named))
+    (generated,) = generate_greedy(backbone, [row], [prompt], max_tokens=MAX_TOKENS)
+    return Golden(input=fields, tokens=generated.tokens, margins=generated.margins)

@@ -1,0 +1,79 @@
+"""What is learned and how it is judged, over the functions that serve: label scores, or the answer's tokens.
+
+A label task minimises the cross-entropy over its labels' log-scores, which is the very score the service ranks by.
+Free text minimises the mean negative log-probability of the answer's tokens, end token included, and of nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from app.backbone import Backbone, Verbalizer, answer_logprobs, generate_greedy, score_labels
+from app.training.examples import Encoded
+
+MAX_EVAL_TOKENS = 8192
+"""Tokens of one evaluation batch, padding included."""
+
+
+def loss_sums(
+    backbone: Backbone, verbalizer: Verbalizer | None, prompt: Tensor | None, batch: Sequence[Encoded]
+) -> tuple[Tensor, int]:
+    """(summed loss, number of terms): terms are rows of a label task, answer tokens of free text."""
+    rows = [one.row for one in batch]
+    prompts = [prompt] * len(batch)
+    if verbalizer is not None:
+        scores = torch.stack(score_labels(backbone, rows, prompts, [verbalizer] * len(batch)))  # [B, K]
+        labels = torch.tensor([one.label for one in batch], device=scores.device)
+        return F.cross_entropy(scores, labels, reduction="sum"), len(batch)
+    logprobs = answer_logprobs(backbone, rows, prompts, [one.answer for one in batch])
+    return -torch.cat(logprobs).sum(), sum(len(one.answer) for one in batch)
+
+
+@torch.no_grad()
+def label_scores(
+    backbone: Backbone, verbalizer: Verbalizer, prompt: Tensor | None, examples: Sequence[Encoded]
+) -> Tensor:
+    """Log-scores of every label, [N, K] float32 on the CPU, in the examples' order."""
+    scores = torch.empty(len(examples), len(verbalizer.labels))
+    for places in eval_batches(examples):
+        rows = [examples[place].row for place in places]
+        found = score_labels(backbone, rows, [prompt] * len(rows), [verbalizer] * len(rows))
+        scores[places] = torch.stack(found).float().cpu()
+    return scores
+
+
+@torch.no_grad()
+def answer_losses(backbone: Backbone, prompt: Tensor | None, examples: Sequence[Encoded]) -> tuple[float, int]:
+    """(summed negative log-probability, number of answer tokens)."""
+    total, count = 0.0, 0
+    for places in eval_batches(examples):
+        loss, terms = loss_sums(backbone, None, prompt, [examples[place] for place in places])
+        total, count = total + float(loss), count + terms
+    return total, count
+
+
+def answers(backbone: Backbone, prompt: Tensor | None, examples: Sequence[Encoded], *, max_tokens: int) -> list[str]:
+    """The text the service would answer with, greedily, for each example in order."""
+    texts = [""] * len(examples)
+    for places in eval_batches(examples, extra=max_tokens):
+        rows = [examples[place].row for place in places]
+        found = generate_greedy(backbone, rows, [prompt] * len(rows), max_tokens=max_tokens)
+        for place, generated in zip(places, found, strict=True):
+            texts[place] = backbone.tokenizer.decode(generated.tokens)
+    return texts
+
+
+def eval_batches(examples: Sequence[Encoded], *, extra: int = 0) -> list[list[int]]:
+    """Places of the examples, sorted by length and cut so that a batch stays within MAX_EVAL_TOKENS."""
+    batches: list[list[int]] = []
+    for place in sorted(range(len(examples)), key=lambda place: examples[place].length):
+        width = examples[place].length + extra
+        if batches and (len(batches[-1]) + 1) * width <= MAX_EVAL_TOKENS:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    return batches

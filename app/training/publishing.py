@@ -1,0 +1,241 @@
+"""From the best prompt of a run to a version: judged next to its baselines, described, published exactly once.
+
+Publishing is idempotent by the job's id and fenced by its attempt: whatever is killed, a job makes one version.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from app.backbone import Backbone, load_prompt
+from app.errors import Conflict, InvalidPrompt
+from app.training.data import Example
+from app.training.evaluate import Evaluator, Measured
+from app.training.golden import golden_outputs
+from app.training.job import JobResult
+from app.training.plan import Plan
+from app.training.schedule import Schedule
+from app.training.trainer import Outcome
+from prompt_store import (
+    Alias,
+    AliasNotFound,
+    Decoding,
+    Evaluation,
+    PromptMeta,
+    PromptStore,
+    RevisionMismatch,
+    TaskNotFound,
+    TaskSpec,
+    Version,
+)
+
+RACES = 3
+"""How often an alias may move under a comparison before the job stays a candidate."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished prompt with everything that is published about it."""
+
+    tensors: Mapping[str, np.ndarray]
+    meta: PromptMeta
+    spec: TaskSpec
+    measured: Measured
+    card: Evaluation
+    dev: Sequence[Example]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the job's record shows."""
+        return {
+            self.measured.metric: self.measured.score,
+            "dev_loss": self.measured.loss,
+            "n": self.measured.n,
+            "interval": list(self.measured.interval),
+            "split": self.card.split,
+            "baselines": dict(self.card.baselines),
+            "best_step": self.card.details["best_step"],
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to move the alias, and what that was decided on: the version compared with, at which alias revision."""
+
+    promote: bool
+    expected: int | None = None
+    compared: Version | None = None
+    score: float | None = None
+
+
+class Publisher:
+    """Publishes what one attempt at one job has learned."""
+
+    def __init__(
+        self, store: PromptStore, backbone: Backbone, plan: Plan, evaluator: Evaluator, *, job_id: str, attempt: int
+    ) -> None:
+        self._store = store
+        self._backbone = backbone
+        self._plan = plan
+        self._evaluator = evaluator
+        self._job_id = job_id
+        self._attempt = attempt
+
+    def describe(
+        self,
+        outcome: Outcome,
+        schedule: Schedule,
+        peak_rate: float,
+        *,
+        train: Sequence[Example],
+        dev: Sequence[Example],
+        split: str,
+    ) -> Trained:
+        """Judge the prompt, alone and next to its baselines. Raises Conflict if the task has changed meanwhile."""
+        spec = self._spec()
+        prompt = _vectors(outcome).to(self._backbone.device)
+        measured = self._evaluator.measure(prompt, dev)
+        details = {
+            "job": self._job_id,
+            "data": {"digest": self._plan.training.digest, "name": self._plan.training.name, "rows": len(train)},
+            "best_step": outcome.best_step,
+            "steps": outcome.steps,
+            "stopped_early": outcome.stopped_early,
+            "seconds": round(outcome.seconds, 1),
+            "loss": measured.loss,
+            "hyperparameters": schedule.describe(peak_rate),
+            "metadata": dict(self._plan.metadata),
+        }
+        return Trained(
+            tensors={name: tensor.numpy() for name, tensor in outcome.tensors.items()},
+            meta=self._meta(prompt, spec, schedule),
+            spec=spec,
+            measured=measured,
+            card=Evaluation(
+                metric=measured.metric,
+                score=measured.score,
+                n=measured.n,
+                interval=measured.interval,
+                split=split,
+                baselines=self._baselines(train, dev),
+                at=time.time(),
+                details=details,
+            ),
+            dev=dev,
+        )
+
+    def publish(self, trained: Trained) -> tuple[JobResult, Verdict]:
+        """Make the version, and move the alias if it is to move.
+
+        The same job again gives the same version. Raises Fenced, StoreUnavailable and other errors of the store.
+        """
+        for _ in range(RACES):
+            verdict = self._decide(trained)
+            try:
+                return self._commit(trained, verdict), verdict
+            except RevisionMismatch:
+                continue  # the alias moved while we compared: compare with what it points to now
+        verdict = Verdict(promote=False)
+        return self._commit(trained, verdict), verdict
+
+    def _commit(self, trained: Trained, verdict: Verdict) -> JobResult:
+        card = trained.card
+        if verdict.compared is not None:
+            compared = {"version": verdict.compared.number, "score": verdict.score}
+            card = card.model_copy(update={"details": card.details | {"compared_with": compared}})
+        publication = self._store.publish(
+            task=self._plan.task,
+            meta=trained.meta,
+            tensors=trained.tensors,
+            publication=self._job_id,
+            alias=self._plan.publish.alias if verdict.promote else None,
+            state="published" if verdict.promote else "candidate",
+            fence=self._attempt,
+            alias_revision=verdict.expected,
+            card=(card,),
+            spec=trained.spec,
+        )
+        return JobResult.of(publication.version)
+
+    def _decide(self, trained: Trained) -> Verdict:
+        when = self._plan.publish.when
+        if when != "better_than_current":
+            return Verdict(promote=when == "always")
+        alias = self._alias()
+        if alias is None:
+            return Verdict(promote=True, expected=0)
+        current = self._store.get_version(self._plan.task, alias.version)
+        try:
+            loaded = load_prompt(current, self._store.load(current), self._backbone)
+        except InvalidPrompt:
+            return Verdict(promote=True, expected=alias.revision)  # made for another backbone: it cannot answer here
+        score = self._evaluator.measure_loaded(loaded, trained.dev)
+        return Verdict(trained.measured.rank > score.rank, alias.revision, current, score.score)
+
+    def _alias(self) -> Alias | None:
+        try:
+            return self._store.get_alias(self._plan.task, self._plan.publish.alias)
+        except (TaskNotFound, AliasNotFound):
+            return None
+
+    def _spec(self) -> TaskSpec:
+        """The task's spec as it is now, or what it will be created with."""
+        try:
+            spec = self._store.get_task(self._plan.task).spec
+        except TaskNotFound:
+            return _with_room(self._plan.spec, self._evaluator.max_tokens)
+        if set(spec.fields) != set(self._plan.spec.fields) or set(spec.labels or ()) != set(
+            self._plan.spec.labels or ()
+        ):
+            raise Conflict(f"the fields or labels of task {self._plan.task} changed while the job ran", param="task")
+        return spec
+
+    def _baselines(self, train: Sequence[Example], dev: Sequence[Example]) -> dict[str, float]:
+        majority = self._evaluator.measure_majority(train, dev)
+        found = {} if majority is None else {"majority": majority}
+        return found | {"zero_shot": self._evaluator.measure_without_slots(dev).score}
+
+    def _meta(self, prompt: Tensor, spec: TaskSpec, schedule: Schedule) -> PromptMeta:
+        """Nothing in it depends on time or attempt: a resumed job makes the same blob."""
+        encoder = self._evaluator.encoder
+        verbalizer = encoder.verbalizer
+        words = ids = None
+        if verbalizer is not None:
+            words = dict(zip(verbalizer.labels, verbalizer.words, strict=True))
+            ids = dict(zip(verbalizer.labels, verbalizer.ids, strict=True))
+        return PromptMeta(
+            task=self._plan.task,
+            template=encoder.template.source,
+            verbalizer=words,
+            verbalizer_ids=ids,
+            terminated=verbalizer is not None and verbalizer.terminated,
+            bos=encoder.bos,
+            method=self._plan.method.model_dump(exclude_none=True),
+            backbone=self._backbone.ref,
+            num_virtual_tokens=encoder.template.num_virtual_tokens,
+            decoding=spec.decoding,
+            golden=golden_outputs(self._backbone, encoder, prompt),
+            provenance={
+                "job": self._job_id,
+                "data_digest": self._plan.training.digest,
+                "seed": schedule.seed,
+                "metadata": dict(self._plan.metadata),
+            },
+        )
+
+
+def _vectors(outcome: Outcome) -> Tensor:
+    return outcome.tensors["prompt"]
+
+
+def _with_room(spec: TaskSpec, max_tokens: int) -> TaskSpec:
+    """A new free-text task answers at least as long as its training rows do."""
+    if spec.labels is not None or max_tokens <= spec.decoding.max_tokens:
+        return spec
+    return spec.model_copy(update={"decoding": Decoding(max_tokens=max_tokens)})

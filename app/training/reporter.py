@@ -1,0 +1,116 @@
+"""What the training loop tells, written to the job's record: not too often, and never in the way of training."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import redis
+
+from app.training.job import Progress
+from app.training.records import Held, JobRecords, event_json
+from app.training.trainer import Judgement
+
+REPORT_S = 1.0
+"""Least time between two reports of progress."""
+
+STORIES = 200
+"""Most progress events of one run; the record itself is updated with every report."""
+
+log = logging.getLogger(__name__)
+
+
+class Reporter:
+    """The listener of one attempt. Redis may be away: reports are lost then, training goes on."""
+
+    def __init__(
+        self,
+        records: JobRecords,
+        job_id: str,
+        attempt: int,
+        *,
+        total: int,
+        per_epoch: int,
+        metric: str,
+        stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._records = records
+        self._job_id = job_id
+        self._attempt = attempt
+        self._total = total
+        self._per_epoch = per_epoch
+        self._metric = metric
+        self._stop = stop
+        self._clock = clock
+        self._metrics: dict[str, Any] = {}
+        self._losses: list[float] = []
+        self._first: tuple[float, int] | None = None
+        self._last_report = -REPORT_S
+        self._last_story = 0
+
+    def stop_requested(self) -> bool:
+        return self._stop.is_set()
+
+    def stepped(self, step: int, loss: float, best: Judgement | None) -> None:
+        now = self._clock()
+        self._first = self._first or (now, step)
+        self._losses.append(loss)
+        if now - self._last_report < REPORT_S and step < self._total:
+            return
+        progress = Progress(
+            step=step,
+            total=self._total,
+            epoch=round(step / self._per_epoch, 3),
+            loss=sum(self._losses) / len(self._losses),
+            score=None if best is None else best.score,
+            eta_s=self._eta(now, step),
+        )
+        story = ""
+        if step - self._last_story >= self._total / STORIES:
+            story = event_json("progress", f"step {step} of {self._total}", **progress.model_dump())
+            self._last_story = step
+        self._metrics["train_loss"] = progress.loss
+        self._report(progress=progress, metrics=self._metrics, event=story)
+        self._last_report, self._losses = now, []
+
+    def evaluated(self, step: int, judgement: Judgement, *, best: bool) -> None:
+        found = {"dev_loss": _finite(judgement.loss), self._metric: _finite(judgement.score)}
+        if best:
+            self._metrics |= found | {"best_step": step}
+        event = event_json(
+            "metrics", f"step {step}: {self._metric} {judgement.score:.4f}", step=step, best=best, **found
+        )
+        self._report(metrics=self._metrics, event=event)
+
+    def saved(self, step: int) -> None:
+        self._report(checkpoint=step)
+
+    def warned(self, message: str) -> None:
+        log.warning("%s: %s", self._job_id, message)
+        self._report(event=event_json("warning", message))
+
+    def measured(self, metrics: Mapping[str, Any]) -> None:
+        """Figures of the final evaluation, beside those of the run."""
+        self._metrics |= metrics
+        self._report(metrics=self._metrics, event=event_json("metrics", "evaluated", **metrics))
+
+    def _eta(self, now: float, step: int) -> float | None:
+        assert self._first is not None
+        since, first = self._first
+        return None if step <= first else round((now - since) / (step - first) * (self._total - step), 1)
+
+    def _report(self, **what: Any) -> None:
+        held: Held = "held"
+        with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
+            held = self._records.report(self._job_id, self._attempt, **what)
+        if held != "held":
+            self._stop.set()
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None

@@ -1,0 +1,95 @@
+"""What a training request may say: closed, bounded models. Checks that need data or tasks are in `plan.py`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StringConstraints, model_validator
+
+from prompt_store.models import AliasName, TaskName
+
+Auto = Literal["auto"]
+DatasetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+
+class Closed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TrainingData(Closed):
+    """Rows in the request, or the name of an uploaded data set: one of the two."""
+
+    inline: list[dict[str, Any]] | None = Field(default=None, description="Rows.")
+    dataset: DatasetName | None = Field(default=None, description="Name of an uploaded data set.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.inline is None) == (self.dataset is None):
+            raise ValueError("give either `inline` or `dataset`")
+        return self
+
+
+class ValidationData(Closed):
+    """Rows, an uploaded data set, or the share of the training rows to hold back."""
+
+    inline: list[dict[str, Any]] | None = Field(default=None, description="Rows.")
+    dataset: DatasetName | None = Field(default=None, description="Name of an uploaded data set.")
+    split: float | None = Field(default=None, gt=0.0, le=0.5, description="Share of the training rows.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if sum(part is not None for part in (self.inline, self.dataset, self.split)) != 1:
+            raise ValueError("give one of `inline`, `dataset` and `split`")
+        return self
+
+
+class PromptTuning(Closed):
+    """A prompt of free vectors. `residual_mlp` learns them through a small network that is folded away at the end."""
+
+    type: Literal["prompt_tuning"] = "prompt_tuning"
+    init: Literal["random", "vocab", "text", "labels"] = "vocab"
+    init_text: str | None = Field(default=None, min_length=1, max_length=8192)
+    reparametrization: Literal["none", "residual_mlp"] = "residual_mlp"
+
+    @model_validator(mode="after")
+    def _text_for_text(self) -> Self:
+        if (self.init == "text") != (self.init_text is not None):
+            raise ValueError('`init_text` belongs to `init`: "text", and to it alone')
+        return self
+
+
+class Hyperparameters(Closed):
+    """Each a number, or "auto" for a choice made from the data and the backbone."""
+
+    n_epochs: Annotated[StrictFloat | StrictInt, Field(gt=0, le=1000)] | Auto = "auto"
+    batch_size: Annotated[StrictInt, Field(ge=1, le=512)] | Auto = "auto"
+    learning_rate: Annotated[StrictFloat | StrictInt, Field(gt=0, le=100)] | Auto = "auto"
+    num_virtual_tokens: Annotated[StrictInt, Field(ge=1, le=512)] | Auto = "auto"
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] | Auto = "auto"
+
+
+class Publish(Closed):
+    """`better_than_current` compares with the version `alias` points to, on the same rows, in the same job."""
+
+    when: Literal["always", "better_than_current", "never"] = "always"
+    alias: AliasName = "prod"
+
+
+class TrainRequest(Closed):
+    """Body of `POST /v1/train`."""
+
+    task: TaskName
+    training_data: TrainingData
+    validation_data: ValidationData | None = None
+    template: str | None = Field(default=None, min_length=1, max_length=16_384)
+    verbalizer: dict[str, Annotated[list[str], Field(min_length=1, max_length=32)]] | None = None
+    method: PromptTuning = PromptTuning()
+    hyperparameters: Hyperparameters = Hyperparameters()
+    publish: Publish = Publish()
+    metadata: dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
+    ] = Field(default_factory=dict, max_length=16)

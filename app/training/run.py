@@ -1,0 +1,129 @@
+"""The trainer's process: `python -m app.training.run JOB_ID --attempt N`, started by the worker, one job each.
+
+Exit codes: 0 the job has ended, or is another's; 75 (EX_TEMPFAIL) stopped with its place saved; anything else a crash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+import torch
+
+from app.backbone import BackboneConfig, load_backbone
+from app.errors import ChorusError, InvalidDataset
+from app.settings import Settings
+from app.telemetry import configure_logging
+from app.training.connection import connect
+from app.training.datasets import DatasetStore
+from app.training.job import JobError
+from app.training.process import die_with_parent, watch_for_end
+from app.training.records import JobRecords
+from app.training.session import Context, Lost, Session
+from app.training.trainer import Interrupted
+from prompt_store import Fenced, PromptStore, StoreError
+
+ENDED = os.EX_OK
+STOPPED = os.EX_TEMPFAIL
+
+NICENESS = 5
+"""A server beside us goes first."""
+
+log = logging.getLogger("app.training")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m app.training.run", description="Train one job.")
+    parser.add_argument("job_id")
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--parent", type=int, default=None, help="die when this process does")
+    options = parser.parse_args(arguments)
+    if options.parent is not None:
+        die_with_parent(options.parent)
+        watch_for_end(sys.stdin.buffer, lambda: os._exit(STOPPED))
+    settings = Settings.model_validate({})  # from the environment, which the worker has written
+    configure_logging(settings.log_level, settings.log_format)
+    assert settings.redis_url is not None
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the worker decides
+    os.nice(NICENESS)
+    records = JobRecords(connect(settings.redis_url), lease_s=settings.job_lease_s)
+    return train(settings, records, options.job_id, options.attempt, stop)
+
+
+def train(settings: Settings, records: JobRecords, job_id: str, attempt: int, stop: threading.Event) -> int:
+    """One attempt, and the job's end if it has one. Returns the exit code."""
+    try:
+        Session(_context(settings, records, stop), job_id, attempt).run()
+    except Interrupted:
+        return STOPPED
+    except (Lost, Fenced) as lost:
+        log.info("%s: attempt %d is over: %s", job_id, attempt, lost)
+        return ENDED
+    except (ChorusError, StoreError, OSError, torch.OutOfMemoryError) as error:
+        return _fail(records, job_id, attempt, error_of(error))
+    except Exception:
+        log.exception("%s: attempt %d failed", job_id, attempt)
+        message = "the trainer failed; the worker's log says how"
+        return _fail(records, job_id, attempt, JobError(code="internal_error", message=message))
+    return ENDED
+
+
+def error_of(error: Exception) -> JobError:
+    """What users are told of an error that training knows."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return JobError(code="out_of_memory", message="the accelerator's memory does not hold one row of this job")
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return JobError(code="storage_full" if full else "storage_failed", message=error.strerror or "storage failed")
+    assert isinstance(error, ChorusError | StoreError)
+    row = error.row if isinstance(error, InvalidDataset) else None
+    return JobError(code=error.code, message=error.message, param=error.param, row=row)
+
+
+def _fail(records: JobRecords, job_id: str, attempt: int, error: JobError) -> int:
+    log.warning("%s: failed: %s: %s", job_id, error.code, error.message)
+    records.move(job_id, "failed", attempt=attempt, error=error)
+    return ENDED
+
+
+def _context(settings: Settings, records: JobRecords, stop: threading.Event) -> Context:
+    torch.set_num_threads(trainer_threads(settings))
+    assert settings.redis_url is not None
+    backbone = load_backbone(
+        BackboneConfig(
+            source=settings.model,
+            revision=settings.model_revision,
+            dtype=settings.dtype,
+            device=settings.device,
+            cache=settings.data_dir / "backbones",
+        )
+    )
+    return Context(
+        records=records,
+        store=PromptStore.open(settings.redis_url, settings.blobs),
+        datasets=DatasetStore(
+            connect(settings.redis_url), settings.data_dir / "datasets", max_rows=settings.max_train_rows
+        ),
+        backbone=backbone,
+        data_dir=settings.data_dir,
+        max_context=settings.max_context,
+        checkpoint_s=settings.checkpoint_s,
+        stop=stop,
+    )
+
+
+def trainer_threads(settings: Settings) -> int:
+    """Half of the cores: the server that shares the machine keeps the other half while a trainer is registered."""
+    return max(1, settings.cpu_threads // 2)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

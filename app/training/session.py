@@ -1,0 +1,234 @@
+"""One attempt at one job, from its plan to its version: read, train, evaluate, publish.
+
+Runs in the trainer's process. It ends the job itself when it can say how it ended; when it only has to stop, it raises
+Interrupted and leaves the rest to the worker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import redis
+import torch
+
+from app.backbone import Backbone, Bos, compile_verbalizer, default_bos, parse_template
+from app.backbone.verbalizer import Verbalizer
+from app.training.checkpoints import Checkpoints
+from app.training.data import Example
+from app.training.datasets import DatasetStore
+from app.training.evaluate import Evaluator
+from app.training.examples import Encoded, Encoder, frequent_tokens, split_rows
+from app.training.job import Status
+from app.training.methods import METHODS, Surroundings
+from app.training.plan import Plan
+from app.training.publishing import Publisher, Trained, Verdict
+from app.training.records import JobRecords, job_folder
+from app.training.reporter import Reporter
+from app.training.schedule import Schedule, make_schedule
+from app.training.trainer import Interrupted, Trainer
+from prompt_store import PromptStore, StoreUnavailable
+
+T = TypeVar("T")
+
+PATIENCE_S, RETRY_S = 60.0, 0.5
+"""How long to wait for a Redis that is away before leaving the job to a later attempt, and how often to ask."""
+
+SMALL_SPLIT, LARGE_SPLIT, SMALL_SET = 0.2, 0.1, 500
+MAX_DEV_ROWS = 2000
+"""Rows held back where no validation data is given: a fifth of a small set, a tenth of a larger one, this at most."""
+
+SAMPLE_ROWS = 2000
+"""Training rows looked at for frequent tokens and for cut inputs."""
+
+
+class Lost(Exception):
+    """Another attempt holds the job now, or the job has ended; this one has nothing left to say."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an attempt works with."""
+
+    records: JobRecords
+    store: PromptStore
+    datasets: DatasetStore
+    backbone: Backbone
+    data_dir: Path
+    max_context: int
+    checkpoint_s: float
+    stop: threading.Event
+
+
+class Session:
+    """One attempt. Raises what goes wrong; `run.py` makes the job's end of it."""
+
+    def __init__(self, context: Context, job_id: str, attempt: int) -> None:
+        self._context = context
+        self._job_id = job_id
+        self._attempt = attempt
+        self._plan: Plan = context.records.plan(job_id)
+
+    def run(self) -> None:
+        """Raises Interrupted, Lost, or an error of the service or the store."""
+        train, dev, split = self._examples()
+        encoder = self._encoder()
+        encoded = [encoder.encode(example) for example in train]
+        schedule = make_schedule(
+            self._plan.hyperparameters, rows=len(encoded), num_virtual_tokens=encoder.template.num_virtual_tokens
+        )
+        reporter = self._reporter(schedule, len(encoded))
+        self._warn_of_cuts(reporter, encoder, encoded)
+        evaluator = self._evaluator(encoder, train, schedule)
+        trainer = self._trainer(schedule, encoder, encoded, evaluator, dev, reporter)
+        outcome = trainer.run()
+        self._move("evaluating")
+        publisher = Publisher(
+            self._context.store,
+            self._context.backbone,
+            self._plan,
+            evaluator,
+            job_id=self._job_id,
+            attempt=self._attempt,
+        )
+        trained = publisher.describe(outcome, schedule, trainer.peak_rate, train=train, dev=dev, split=split)
+        reporter.measured(trained.metrics)
+        self._move("publishing")
+        self._finish(publisher, trained)
+
+    def _examples(self) -> tuple[list[Example], list[Example], str]:
+        """(training, dev, name of the dev split)."""
+        rows = self._context.datasets.read(self._plan.training)
+        if self._plan.validation is not None:
+            return list(rows.examples), list(self._context.datasets.read(self._plan.validation).examples), "validation"
+        count = len(rows.examples)
+        share = self._plan.split
+        if share is None:
+            share = min(SMALL_SPLIT if count < SMALL_SET else LARGE_SPLIT, MAX_DEV_ROWS / count)
+        train, dev = split_rows(rows.examples, share, seed=0)
+        return (train, dev, "dev") if dev else (train, train, "train")
+
+    def _encoder(self) -> Encoder:
+        backbone = self._context.backbone
+        verbalizer: Verbalizer | None = None
+        if self._plan.verbalizer is not None:
+            verbalizer = compile_verbalizer(backbone.tokenizer, self._plan.verbalizer)
+        bos: Bos = default_bos(backbone.tokenizer)
+        return Encoder(
+            backbone.tokenizer,
+            parse_template(self._plan.template),
+            bos,
+            verbalizer,
+            min(self._context.max_context, backbone.max_positions),
+        )
+
+    def _evaluator(self, encoder: Encoder, train: list[Example], schedule: Schedule) -> Evaluator:
+        tokenizer = self._context.backbone.tokenizer
+        longest = max((len(tokenizer.encode_text(e.output)) for e in train[:SAMPLE_ROWS] if e.output), default=0)
+        return Evaluator(
+            backbone=self._context.backbone,
+            encoder=encoder,
+            metric=self._plan.spec.metric,
+            max_tokens=min(256, max(8, longest * 5 // 4)),
+            seed=schedule.seed,
+        )
+
+    def _trainer(
+        self,
+        schedule: Schedule,
+        encoder: Encoder,
+        encoded: list[Encoded],
+        evaluator: Evaluator,
+        dev: list[Example],
+        reporter: Reporter,
+    ) -> Trainer:
+        context = self._context
+        backbone = context.backbone
+        around = Surroundings(
+            num_virtual_tokens=schedule.num_virtual_tokens,
+            embedding=backbone.embedding_weight.detach().float(),
+            frequent=frequent_tokens(encoded[:SAMPLE_ROWS], backbone.tokenizer.reserved),
+            label_tokens=_label_tokens(encoder.verbalizer),
+            text_tokens=backbone.tokenizer.encode_text(self._plan.method.init_text or ""),
+            generator=torch.Generator().manual_seed(schedule.seed),
+        )
+        identity = hashlib.sha256(f"{self._plan.model_dump_json()}{backbone.fingerprint}".encode()).hexdigest()
+        return Trainer(
+            backbone,
+            METHODS[self._plan.method.type].begin(self._plan.method, around),
+            encoded,
+            encoder.verbalizer,
+            schedule,
+            judge=evaluator.quick_judge(dev),
+            listener=reporter,
+            checkpoints=Checkpoints(
+                job_folder(context.data_dir, self._job_id), attempt=self._attempt, identity=identity
+            ),
+            checkpoint_s=context.checkpoint_s,
+        )
+
+    def _reporter(self, schedule: Schedule, rows: int) -> Reporter:
+        return Reporter(
+            self._context.records,
+            self._job_id,
+            self._attempt,
+            total=schedule.steps,
+            per_epoch=-(-rows // schedule.batch_size),
+            metric=self._plan.spec.metric,
+            stop=self._context.stop,
+        )
+
+    def _warn_of_cuts(self, reporter: Reporter, encoder: Encoder, encoded: list[Encoded]) -> None:
+        limit = encoder.max_tokens
+        sample = [one for one in encoded[:SAMPLE_ROWS] if one.length >= limit - 32]
+        cut = sum(encoder.is_cut(one) for one in sample)
+        if cut:
+            reporter.warned(f"{cut} of {len(encoded[:SAMPLE_ROWS])} inputs are cut to the context of {limit} tokens")
+
+    def _move(self, to: Status) -> None:
+        """Raises Interrupted if a cancel was asked for, Lost if the job is no longer this attempt's."""
+        reply = self._patiently(
+            lambda: self._context.records.move(self._job_id, to, attempt=self._attempt, unless_cancelled=True)
+        )
+        if reply == "cancel" or (reply != "moved" and self._context.stop.is_set()):
+            raise Interrupted
+        if reply != "moved":
+            raise Lost(reply)
+
+    def _finish(self, publisher: Publisher, trained: Trained) -> None:
+        result, verdict = self._patiently(lambda: publisher.publish(trained))
+        reply = self._patiently(
+            lambda: self._context.records.move(
+                self._job_id, "succeeded", attempt=self._attempt, result=result, **_compared(verdict)
+            )
+        )
+        if reply != "moved":
+            raise Lost(reply)
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """The call's result, asked for again while Redis is away. Every call made so may be repeated without harm."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return call()
+            except (StoreUnavailable, redis.ConnectionError, redis.TimeoutError):
+                if time.monotonic() > deadline or self._context.stop.is_set():
+                    raise Interrupted from None
+                time.sleep(RETRY_S)
+
+
+def _compared(verdict: Verdict) -> dict[str, Any]:
+    if verdict.compared is None:
+        return {}
+    return {"compared_with": verdict.compared.number, "compared_score": verdict.score}
+
+
+def _label_tokens(verbalizer: Verbalizer | None) -> list[list[int]]:
+    if verbalizer is None:
+        return []
+    return [[token for word in words for token in word] for words in verbalizer.ids]

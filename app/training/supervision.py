@@ -1,0 +1,170 @@
+"""One claim, from the queue's hint to the job's next rest: claim, start the trainer, keep the lease, settle the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import redis
+
+from app.settings import Settings
+from app.training.job import JobError, JobResult
+from app.training.process import environment
+from app.training.records import GIVE_UP_AFTER, Held, JobRecords, job_folder
+from prompt_store import PromptStore
+
+GRACE_S = 20.0
+"""How long a trainer that was asked to stop may take to save its place before it is killed."""
+
+STOPPED = os.EX_TEMPFAIL
+"""Exit code of a trainer that saved its place; see `run.py`."""
+
+log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """Attends to one job at a time for a worker named `name` on `host`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        records: JobRecords,
+        store: PromptStore,
+        *,
+        host: str,
+        name: str,
+        stop: threading.Event,
+    ) -> None:
+        self._settings = settings
+        self._records = records
+        self._store = store
+        self._host = host
+        self._name = name
+        self._stop = stop
+
+    def attend(self, job_id: str, *, beat: Callable[[], None]) -> bool:
+        """Take the job if it waits, and see it through. Returns whether it shall be queued again.
+
+        `beat` is called with every sign of life, for the queue's own books.
+        """
+        attempt = self._records.claim(job_id, self._name)
+        if not attempt:
+            return False
+        log.info("%s: attempt %d", job_id, attempt)
+        self._store.raise_fence(job_id, attempt)
+        if self._published_before(job_id, attempt):
+            return False
+        trainer = self._start(job_id, attempt)
+        try:
+            held = self._watch(trainer, job_id, attempt, beat)
+        finally:
+            _end(trainer)
+            self._quietly(lambda: self._records.unregister_trainer(self._host, self._name))
+        return self._settle(job_id, attempt, trainer.returncode, held)
+
+    def _published_before(self, job_id: str, attempt: int) -> bool:
+        """An earlier attempt's worker may have died between publishing and saying so."""
+        version = self._store.find_publication(job_id)
+        if version is None:
+            return False
+        self._records.move(job_id, "publishing", attempt=attempt)
+        self._records.move(job_id, "succeeded", attempt=attempt, result=JobResult.of(version))
+        self._forget(job_id)
+        return True
+
+    def _start(self, job_id: str, attempt: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "app.training.run", job_id, "--attempt", str(attempt)]
+        return subprocess.Popen(
+            [*command, "--parent", str(os.getpid())],
+            env=environment(self._settings),
+            stdin=subprocess.PIPE,
+        )
+
+    def _watch(self, trainer: subprocess.Popen[bytes], job_id: str, attempt: int, beat: Callable[[], None]) -> Held:
+        """Until the trainer ends: sign of life, and the wish to stop passed on. Returns the last word on the claim."""
+        held: Held = "held"
+        heard = time.monotonic()
+        asked: float | None = None
+        while not _ended_within(trainer, self._settings.job_heartbeat_s):
+            try:
+                held = self._records.beat(job_id, attempt)
+                self._records.register_trainer(self._host, self._name, ttl_s=self._settings.job_lease_s)
+                beat()
+                heard = time.monotonic()
+            except (redis.ConnectionError, redis.TimeoutError) as error:
+                log.warning("%s: no sign of life could be given: %s", job_id, error)
+            if held == "lost":
+                trainer.kill()
+            silent = time.monotonic() - heard > self._settings.job_lease_s
+            if asked is None and (held == "cancel" or silent or self._stop.is_set()):
+                asked = time.monotonic()
+                trainer.send_signal(signal.SIGTERM)
+            if asked is not None and time.monotonic() - asked > GRACE_S:
+                trainer.kill()
+        return held
+
+    def _settle(self, job_id: str, attempt: int, code: int, held: Held) -> bool:
+        """Bring the record to rest. Returns whether the job shall be queued again."""
+        if held == "lost":
+            return False
+        job = self._records.get(job_id)
+        if job.attempt != attempt:
+            return False
+        if job.ended:
+            self._forget(job_id)
+            return False
+        if job.cancel_requested and self._records.move(job_id, "cancelled", attempt=attempt) == "moved":
+            self._forget(job_id)
+            return False
+        if code in (STOPPED, -signal.SIGTERM) and self._stop.is_set():
+            reason = "the worker is stopping; the job goes on elsewhere"
+            return self._records.move(job_id, "queued", attempt=attempt, reason=reason) == "moved"
+        reply = self._records.take_back(job_id, attempt=attempt, reason=f"the trainer ended with code {code}")
+        if reply == "exhausted":
+            give_up(self._records, self._store, job_id, attempt=attempt)
+        if reply in ("exhausted", "cancelled"):
+            self._forget(job_id)
+        return reply == "queued"
+
+    def _forget(self, job_id: str) -> None:
+        shutil.rmtree(job_folder(self._settings.data_dir, job_id), ignore_errors=True)
+
+    def _quietly(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            log.warning("not said: %s", error)
+
+
+def give_up(records: JobRecords, store: PromptStore, job_id: str, *, attempt: int | None) -> None:
+    """End a job that was lost too often; if it had published before it was lost, it succeeded."""
+    version = store.find_publication(job_id)
+    if version is not None:
+        records.move(job_id, "publishing", attempt=attempt)
+        records.move(job_id, "succeeded", attempt=attempt, result=JobResult.of(version))
+        return
+    message = f"the worker was lost {GIVE_UP_AFTER} times in a row without progress"
+    records.move(job_id, "failed", attempt=attempt, error=JobError(code="worker_lost", message=message))
+
+
+def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+    if process.poll() is None:
+        process.kill()
+        process.wait()
