@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from app.settings import Settings
 from app.training import JobStore
 from prompt_store import BackboneRef, BlobStore, Decoding, MemoryMetadata, PromptMeta, PromptStore, TaskSpec
 
+_numbers = itertools.count()
 SECRET = "/srv/secret/model.bin"  # what an error's own text may hold and a caller may never see
 
 
@@ -33,7 +35,7 @@ class FakeBackbone:
     hidden_size: int = 4
     vocab_size: int = 100
     dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     runner_name: str = "fast"
     embedding_weight: torch.Tensor = field(default_factory=lambda: torch.ones(100, 4))
 
@@ -186,17 +188,12 @@ def publish(
         num_virtual_tokens=0,
         decoding=Decoding(max_tokens=16),
     )
-    publication = f"test-{task}-{len(store.list_versions(task)[0]) if _exists(store, task) else 0}"
     done = store.publish(
         task=task,
         meta=meta,
         tensors={},
-        publication=publication,
+        publication=f"test-{next(_numbers)}",
         alias=alias,
         spec=TaskSpec(fields=fields, labels=labels),
     )
     return done.version.number
-
-
-def _exists(store: PromptStore, task: str) -> bool:
-    return task in {known.name for known in store.list_tasks(limit=1000)[0]}

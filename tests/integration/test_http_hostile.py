@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -276,10 +277,8 @@ def check_raw(live: Live, message: bytes) -> dict[str, Any]:
 def exchange(live: Live, message: bytes) -> bytes:
     """All the server says until it is silent or closes, however much of `message` it was willing to read."""
     with socket.create_connection((live.host, live.port), timeout=HANG_S) as connection:
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # it had heard enough; its answer may still be there
             connection.sendall(message)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it had heard enough; its answer may still be there
         said = b""
         while not complete(said):
             try:

@@ -1,0 +1,395 @@
+"""The registry over an in-memory store: what it knows, when it knows it, and what it does without the store."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.backbone import LoadedPrompt
+from app.errors import EngineFailure, Overloaded, StoreDown, VersionUnavailable
+from app.registry import Registry
+from prompt_store import (
+    BlobStore,
+    MemoryMetadata,
+    PromptStore,
+    RevisionMismatch,
+    Snapshot,
+    StoreUnavailable,
+    TaskNotFound,
+    TaskSpec,
+    Version,
+    VersionNotFound,
+)
+from tests.fakes import FakeBackbone, publish
+
+HANG_S = 20.0
+
+
+class FragileStore(PromptStore):
+    """A store that can be out of reach, and counts how often it is read."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(MemoryMetadata(), BlobStore(folder / "blobs"))
+        self.down = False
+        self.forgetful = False
+        self.loads: list[str] = []
+        self.broken: set[int] = set()
+
+    def _check(self) -> None:
+        if self.down:
+            raise StoreUnavailable("the server is away")
+
+    def snapshot(self) -> Snapshot:
+        self._check()
+        return super().snapshot()
+
+    def epoch(self) -> int:
+        self._check()
+        return super().epoch()
+
+    def events(self, *args: Any, **kwargs: Any) -> list[Any]:
+        self._check()
+        return super().events(*args, **kwargs)
+
+    def behind(self) -> bool:
+        return self.forgetful
+
+    def load(self, version: Version) -> dict[str, Any]:
+        self.loads.append(f"{version.task}@{version.number}")
+        if version.number in self.broken:
+            self.blobs.read("0" * 64)  # raises BlobNotFound
+        return super().load(version)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FragileStore:
+    store = FragileStore(tmp_path)
+    publish(store, FakeBackbone(), "echo", "{text}")
+    return store
+
+
+class Admission:
+    def __init__(self) -> None:
+        self.admitted: list[str] = []
+        self.refuse: Exception | None = None
+
+    async def __call__(self, prompt: LoadedPrompt) -> None:
+        if self.refuse is not None:
+            raise self.refuse
+        self.admitted.append(f"{prompt.task}@{prompt.version}")
+
+
+@asynccontextmanager
+async def running(
+    store: PromptStore, folder: Path, admit: Admission | None = None, **options: Any
+) -> AsyncIterator[Registry]:
+    options = {"reconcile_s": 0.2, **options}
+    registry = Registry(
+        store,
+        FakeBackbone(),
+        manifest=folder / "manifest.json",
+        admit=admit or Admission(),
+        **options,  # type: ignore[arg-type]
+    )
+    await registry.start()
+    try:
+        yield registry
+    finally:
+        await registry.stop()
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(HANG_S):
+            await test
+
+    asyncio.run(bounded())
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():  # noqa: ASYNC110 - what is waited for happens on another thread
+        await asyncio.sleep(0.01)
+
+
+def test_reference_resolves_to_a_verified_prompt(store: FragileStore, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(store, tmp_path) as registry:
+            prompt = await registry.resolve("echo")
+            assert (prompt.task, prompt.version, prompt.template.source) == ("echo", 1, "{text}")
+            assert prompt.digest == store.get_version("echo", 1).digest
+
+    run(test())
+
+
+def test_unknown_task_is_not_found(store: FragileStore, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(store, tmp_path) as registry:
+            with pytest.raises(TaskNotFound):
+                await registry.resolve("nothing")
+
+    run(test())
+
+
+def test_move_made_elsewhere_is_seen_within_a_second(store: FragileStore, tmp_path: Path) -> None:
+    publish(store, FakeBackbone(), "echo", "Again: {text}", alias=None)
+
+    async def test() -> None:
+        async with running(store, tmp_path, reconcile_s=60) as registry:
+            assert (await registry.resolve("echo")).version == 1
+            began = time.monotonic()
+            await asyncio.to_thread(partial(store.move_alias, "echo", "prod", 2, expected=None))
+            await until(lambda: registry.alias("echo", "prod").version == 2)
+            assert time.monotonic() - began < 1
+            assert (await registry.resolve("echo")).version == 2
+
+    run(test())
+
+
+def test_change_without_an_event_is_seen_by_its_epoch(store: FragileStore, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(store, tmp_path) as registry:
+            store.metadata.events = lambda *args, **kwargs: time.sleep(0.01) or []  # type: ignore[method-assign]
+            await asyncio.to_thread(store.put_task, "late", TaskSpec(fields=("text",)))
+            await until(lambda: "late" in {task.name for task in registry.snapshot.tasks})
+
+    run(test())
+
+
+def test_writes_are_read_back_at_once(store: FragileStore, tmp_path: Path) -> None:
+    publish(store, FakeBackbone(), "echo", "Again: {text}", alias=None)
+
+    async def test() -> None:
+        async with running(store, tmp_path, reconcile_s=60) as registry:
+            task, created = await registry.put_task("new", TaskSpec(fields=("text",)))
+            assert (registry.task("new"), created) == (task, True)
+            assert (await registry.put_task("new", TaskSpec(fields=("text",), description="x")))[1] is False
+            alias = await registry.move_alias("echo", "canary", 2, expected=0)
+            assert registry.alias("echo", "canary") == alias
+            with pytest.raises(RevisionMismatch):
+                await registry.move_alias("echo", "canary", 1, expected=alias.revision + 1)
+            await registry.delete_alias("echo", "canary", expected=alias.revision)
+            assert [one.name for one in registry.aliases("echo")] == ["prod"]
+            assert (await registry.retire_version("echo", 2)).state == "retired"
+            assert registry.version("echo", 2).state == "retired"
+            await registry.delete_task("new")
+            with pytest.raises(TaskNotFound):
+                registry.task("new")
+
+    run(test())
+
+
+def test_many_first_requests_for_a_cold_version_load_it_once(store: FragileStore, tmp_path: Path) -> None:
+    publish(store, FakeBackbone(), "echo", "Again: {text}", alias=None)
+
+    async def test() -> None:
+        async with running(store, tmp_path) as registry:
+            prompts = await asyncio.gather(*(registry.resolve("echo@2") for _ in range(1000)))
+            assert len({id(prompt) for prompt in prompts}) == 1
+            assert store.loads.count("echo@2") == 1
+
+    run(test())
+
+
+def test_caller_that_leaves_does_not_end_the_load_for_others(store: FragileStore, tmp_path: Path) -> None:
+    publish(store, FakeBackbone(), "echo", "Again: {text}", alias=None)
+
+    async def test() -> None:
+        async with running(store, tmp_path) as registry:
+            leaving, staying = (asyncio.create_task(registry.resolve("echo@2")) for _ in range(2))
+            await asyncio.sleep(0)
+            leaving.cancel()
+            assert (await staying).version == 2
+            assert store.loads.count("echo@2") == 1
+
+    run(test())
+
+
+def test_what_aliases_point_to_is_loaded_before_anybody_asks(store: FragileStore, tmp_path: Path) -> None:
+    async def test() -> None:
+        admit = Admission()
+        async with running(store, tmp_path, admit) as registry:
+            assert admit.admitted == ["echo@1"]
+            await asyncio.to_thread(publish, store, FakeBackbone(), "echo", "Again: {text}")
+            await until(lambda: "echo@2" in admit.admitted)
+            await registry.resolve("echo")
+            assert admit.admitted.count("echo@2") == 1
+
+    run(test())
+
+
+def test_version_that_fails_verification_is_refused_alone(store: FragileStore, tmp_path: Path) -> None:
+    publish(store, FakeBackbone(), "echo", "Again: {text}", alias="broken")
+    store.broken.add(2)
+
+    async def test() -> None:
+        async with running(store, tmp_path, reconcile_s=60) as registry:
+            for _ in range(20):
+                with pytest.raises(VersionUnavailable, match="echo@2 cannot be served here"):
+                    await registry.resolve("echo:broken")
+            assert store.loads.count("echo@2") == 1
+            assert [(one.version, one.code) for one in registry.refusals] == [("echo@2", "blob_not_found")]
+            assert (await registry.resolve("echo")).version == 1
+
+    run(test())
+
+
+def test_refused_version_is_tried_again_after_a_while(store: FragileStore, tmp_path: Path) -> None:
+    store.broken.add(1)
+
+    async def test() -> None:
+        async with running(store, tmp_path, reconcile_s=0.05) as registry:
+            with pytest.raises(VersionUnavailable):
+                await registry.resolve("echo")
+            store.broken.clear()
+            await asyncio.sleep(0.06)
+            assert (await registry.resolve("echo")).version == 1
+            assert registry.refusals == []
+
+    run(test())
+
+
+def test_golden_replay_that_fails_refuses_the_version(store: FragileStore, tmp_path: Path) -> None:
+    async def test() -> None:
+        admit = Admission()
+        admit.refuse = EngineFailure("golden outputs differ")
+        async with running(store, tmp_path, admit) as registry:
+            with pytest.raises(VersionUnavailable):
+                await registry.resolve("echo")
+
+    run(test())
+
+
+def test_busy_engine_is_not_held_against_the_version(store: FragileStore, tmp_path: Path) -> None:
+    async def test() -> None:
+        admit = Admission()
+        admit.refuse = Overloaded("full")
+        async with running(store, tmp_path, admit, reconcile_s=60) as registry:
+            with pytest.raises(Overloaded):
+                await registry.resolve("echo")
+            admit.refuse = None
+            assert (await registry.resolve("echo")).version == 1
+
+    run(test())
+
+
+@pytest.mark.parametrize(("state", "error"), [("retired", VersionNotFound), ("quarantined", VersionUnavailable)])
+def test_version_out_of_service_does_not_answer(
+    store: FragileStore, tmp_path: Path, state: Any, error: type[Exception]
+) -> None:
+    publish(store, FakeBackbone(), "echo", "Again: {text}", alias=None)
+    store.set_state("echo", 2, state)
+
+    async def test() -> None:
+        async with running(store, tmp_path) as registry:
+            with pytest.raises(error):
+                await registry.resolve("echo@2")
+
+    run(test())
+
+
+def test_least_used_prompts_are_dropped_first(store: FragileStore, tmp_path: Path) -> None:
+    for _ in range(3):
+        publish(store, FakeBackbone(), "echo", "Again: {text}", alias=None)
+
+    async def test() -> None:
+        async with running(store, tmp_path, capacity=2) as registry:
+            for ref in ("echo@1", "echo@2", "echo@1", "echo@3", "echo@1", "echo@2"):
+                await registry.resolve(ref)
+            assert store.loads == ["echo@1", "echo@2", "echo@3", "echo@2"]
+
+    run(test())
+
+
+def test_store_that_goes_away_degrades_and_answers_go_on(store: FragileStore, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(store, tmp_path) as registry:
+            store.down = True
+            await until(lambda: registry.degraded)
+            assert (await registry.resolve("echo")).version == 1
+            store.down = False
+            await until(lambda: not registry.degraded)
+
+    run(test())
+
+
+def test_cold_start_without_the_store_answers_from_the_manifest(store: FragileStore, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(store, tmp_path):
+            pass
+        store.down = True
+        async with running(store, tmp_path) as registry:
+            assert registry.degraded
+            assert registry.degraded_code == "store_unavailable"
+            assert (await registry.resolve("echo")).version == 1
+            store.down = False
+            await until(lambda: not registry.degraded)
+
+    run(test())
+
+
+def test_cold_start_without_store_and_manifest_waits_for_the_store(store: FragileStore, tmp_path: Path) -> None:
+    async def test() -> None:
+        store.down = True
+        async with running(store, tmp_path / "elsewhere") as registry:
+            assert not registry.known
+            with pytest.raises(StoreDown):
+                await registry.resolve("echo")
+            store.down = False
+            await until(lambda: registry.known)
+            assert (await registry.resolve("echo")).version == 1
+
+    run(test())
+
+
+def test_store_that_forgot_what_its_files_hold_does_not_replace_what_is_known(
+    store: FragileStore, tmp_path: Path
+) -> None:
+    async def test() -> None:
+        async with running(store, tmp_path):
+            pass
+        forgotten = FragileStore(tmp_path)  # an empty server over the same blobs
+        forgotten.forgetful = True
+        async with running(forgotten, tmp_path) as registry:
+            assert registry.degraded_code == "store_behind"
+            assert (await registry.resolve("echo")).version == 1
+
+    run(test())
+
+
+def test_pages_end_where_they_should(store: FragileStore, tmp_path: Path) -> None:
+    for name in ("alpha", "beta", "gamma"):
+        store.put_task(name, TaskSpec(fields=("text",)))
+
+    async def test() -> None:
+        async with running(store, tmp_path) as registry:
+            names = [task.name for task in registry.tasks(after="alpha", limit=2)[0]]
+            assert names == ["beta", "echo"]
+            assert registry.tasks(after="beta", limit=2)[1] is False
+            assert registry.tasks(after=None, limit=2)[1] is True
+            assert registry.tasks(after="zzz", limit=2) == ([], False)
+            assert [version.number for version in registry.versions("echo", after=0, limit=5)[0]] == [1]
+            with pytest.raises(TaskNotFound):
+                registry.versions("nothing", after=0, limit=5)
+
+    run(test())
+
+
+def test_new_task_of_a_deleted_name_never_answers_with_the_old_prompt(store: FragileStore, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(store, tmp_path) as registry:
+            await registry.resolve("echo")
+            await registry.delete_task("echo")
+            with pytest.raises(TaskNotFound):
+                await registry.resolve("echo")
+            await asyncio.to_thread(publish, store, FakeBackbone(), "echo", "New: {text}")
+            await registry.refresh()
+            assert (await registry.resolve("echo")).template.source == "New: {text}"
+
+    run(test())
