@@ -1,4 +1,4 @@
-"""Keeps several processes running together: starts them in order, restarts what dies, stops them in reverse order.
+"""Keeps several processes running together: starts them in order, restarts what dies, stops them in order.
 
 It knows nothing of what they do. One thread, one loop; signals only set a counter that the loop reads.
 """
@@ -49,10 +49,12 @@ class _Slot:
 
 
 class Supervisor:
-    """Runs `children` in the given order, each started when the one before it is ready."""
+    """Runs `children`, each started when the one before it is ready, and stops them as `stop_order` says."""
 
-    def __init__(self, children: Sequence[Child], say: Say) -> None:
+    def __init__(self, children: Sequence[Child], say: Say, *, stop_order: Sequence[Child] | None = None) -> None:
         self._slots = [_Slot(child) for child in children]
+        self._stop_order = list(reversed(children) if stop_order is None else stop_order)
+        assert sorted(map(id, self._stop_order)) == sorted(map(id, children))
         self._say = say
         self._stops = 0
 
@@ -119,11 +121,11 @@ class Supervisor:
         self._say(f"{child.spec.title} ended ({describe_exit(status)}); starting it again in {delay:g} s")
 
     def _stop_all(self) -> None:
-        for slot in reversed(self._slots):
-            if slot.child.pid is not None and not self.forced:
-                self._stop(slot.child)
-        for slot in reversed(self._slots):
-            slot.child.kill()
+        for child in self._stop_order:
+            if child.pid is not None and not self.forced:
+                self._stop(child)
+        for child in self._stop_order:
+            child.kill()
 
     def _stop(self, child: Child) -> None:
         self._say(f"Stopping {child.spec.title} …")

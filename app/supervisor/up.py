@@ -79,11 +79,13 @@ class Up:
         self._announce = announce
         make_private(self.log_dir)
         self._server: EmbeddedServer | None = None
-        self._children = [*self._make_server(), self._make_api(), self._make_worker()]
+        server, api, worker = self._make_server(), self._make_api(), self._make_worker()
+        self._children = [*server, api, worker]
+        self._stop_order = [api, worker, *server]  # no new jobs, then no running ones, then nobody needs the server
         self._status: Status | None = None
 
     def run(self) -> None:
-        supervisor = Supervisor(self._children, self._say)
+        supervisor = Supervisor(self._children, self._say, stop_order=self._stop_order)
         self._status = self._console.status("Starting …") if self._console.is_terminal and not self._announce else None
         try:
             with stop_on_signals(supervisor):

@@ -54,7 +54,7 @@ def check_port(settings: Settings) -> Check:
     try:
         take_port(settings.host, settings.port, wait_s=0)
     except AddressRefused as refusal:
-        if get(settings.host, settings.port, "/livez")[0] == 200:
+        if get(settings.host, settings.port, "/livez", timeout_s=1.0)[0] == 200:
             return Check("port", "ok", f"Chorus answers at {base_url(settings.host, settings.port)}")
         message, _, fix = str(refusal).partition(". ")
         return Check("port", "fail", message, fix)

@@ -28,8 +28,8 @@ def fsck(rebuild: Rebuild = False, data_dir: DataDir = None, as_json: Json = Fal
     settings = load_settings(data_dir=data_dir)
     with _redis_of(settings) as url:
         try:
-            store = PromptStore.open(url, settings.blobs)
-            report = store.rebuild() if rebuild else store.fsck()
+            with PromptStore.open(url, settings.blobs) as store:
+                report = store.rebuild() if rebuild else store.fsck()
         except StoreError as error:
             raise CliError(error.message, Exit.UNREACHABLE, fix="chorus doctor") from error
     _show(report.model_dump(mode="json"), out, rebuilt=rebuild)

@@ -35,7 +35,8 @@ def up(
     out = Output(as_json=as_json)
     settings = load_settings(host=host, port=port, data_dir=data_dir, model=model)
     try:
-        run_up(settings, out.console, verbose=verbose, announce=out.line if as_json else None)
+        console = out.errors if as_json else out.console
+        run_up(settings, console, verbose=verbose, announce=out.line if as_json else None)
     except CannotStart as error:
         code = Exit.FAILED if error.after_start else Exit.USAGE
         raise CliError(str(error), code, fix=error.fix) from error

@@ -34,6 +34,14 @@ def test_run_when_stopped_ends_all_in_reverse_order(make_child: Callable[..., Ch
     assert second.pid is None
 
 
+def test_run_when_an_order_is_given_stops_in_it(make_child: Callable[..., Child]) -> None:
+    first, second, third = (make_child(name=name) for name in ("first", "second", "third"))
+    said: list[str] = []
+    supervisor = Supervisor([first, second, third], said.append, stop_order=[second, third, first])
+    supervisor.run(supervisor.request_stop)
+    assert said == ["Stopping the second …", "Stopping the third …", "Stopping the first …"]
+
+
 def test_run_starts_the_second_only_when_the_first_is_ready(make_child: Callable[..., Child], tmp_path: Path) -> None:
     mark = tmp_path / "ready"
     first = make_child(

@@ -1,0 +1,58 @@
+# `make help` shows what there is. Looking is the default; what changes files says so in its name.
+SHELL := /bin/sh
+PY := .venv/bin/python
+TESTS ?= tests
+RUN := OMP_NUM_THREADS=1 $(PY) -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test check fix docs test-slow chaos test-gpu bench starters env clean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## make .venv and install everything (CHORUS_TORCH=cuda for a GPU)
+	@scripts/setup.sh dev
+
+serve: ## install what serving needs and run `chorus up` (ARGS="--port 8001" for its options)
+	@scripts/setup.sh run
+	@.venv/bin/chorus up $(ARGS)
+
+test: setup ## all tests but slow, chaos and gpu (TESTS=tests/unit for a part)
+	$(RUN) -n 2 --dist loadfile -m "not slow and not chaos and not gpu" $(TESTS)
+
+check: setup ## lint, format, types, layers, unit tests; changes nothing
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+	$(RUN) -n 2 --dist loadfile -m "not slow and not chaos and not gpu" tests/unit
+
+fix: setup ## format, and repair what a tool can repair
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+docs: setup ## write docs/cli.md and docs/settings.md anew
+	$(PY) -m app.cli.reference docs
+
+test-slow: setup ## the longer proofs
+	$(RUN) -m slow $(TESTS)
+
+chaos: setup ## kill processes at every step and count what is lost
+	$(RUN) -m chaos $(TESTS)
+
+test-gpu: setup ## what only a GPU shows
+	$(RUN) -m gpu $(TESTS)
+
+bench: setup ## measure: training under load, and with DATA=folder also mixed tasks
+	$(PY) -m benchmarks.train_under_load
+	@if [ -n "$(DATA)" ]; then $(PY) -m benchmarks.mixed_tasks --data "$(DATA)"; fi
+
+starters: setup ## train the starter prompts anew from DATA=folder
+	@test -n "$(DATA)" || { echo 'say where the data sets are: make starters DATA=folder' >&2; exit 2; }
+	$(PY) -m benchmarks.starters --data "$(DATA)"
+
+env: ## write .env for docker compose with fresh secrets; keeps one that exists
+	@python3 docker/write_env.py
+
+clean: ## remove .venv and caches; data folders stay
+	rm -rf .venv .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
