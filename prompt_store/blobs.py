@@ -164,7 +164,8 @@ def _digests(folder: Path) -> Iterator[str]:
 
 
 def _age_s(path: Path, digest: str) -> float:
-    try:
-        return time.time() - os.lstat(path).st_mtime
-    except FileNotFoundError:
-        raise BlobNotFound(f"no blob {digest}", param="digest") from None
+    with storage_errors("blob directory"):
+        try:
+            return time.time() - os.lstat(path).st_mtime
+        except FileNotFoundError:
+            raise BlobNotFound(f"no blob {digest}", param="digest") from None

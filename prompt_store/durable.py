@@ -125,7 +125,8 @@ def locked(path: Path, *, exclusive: bool, timeout_s: float = 10.0) -> Iterator[
 
     The kernel drops it when the holder dies. Raises StoreUnavailable when it is not free within `timeout_s` seconds.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
+    with storage_errors("lock file"):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
     try:
         _acquire(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, timeout_s)
         yield

@@ -122,9 +122,11 @@ class RecordFiles:
     def write(self, change: Change) -> None:
         """Make `change` durable; returns when a crash can no longer undo it."""
         with storage_errors("record files"), locked(self.folder / "lock", exclusive=True):
+            told = self._told(change)
             if not self._buried_since(change):
                 for name, record in _files_of(change):
-                    self._replace(name, record)
+                    if name not in told:
+                        self._replace(name, record)
             if change.tombstone is not None:
                 self._remove_parts(change.task_id)
             self._replace("epoch", EpochRecord(epoch=change.epoch))
@@ -143,6 +145,15 @@ class RecordFiles:
         except CorruptRecord:
             return False
         return record is not None and record.tombstone is not None and change.tombstone is None
+
+    def _told(self, change: Change) -> set[str]:
+        """Files that need no word of `change`: a change of a version reads its task, but leaves it as it was."""
+        name = f"task-{_checked(change.task_id)}.json"
+        try:
+            known = change.version is not None and self._read(name, TaskRecord) is not None
+        except CorruptRecord:
+            known = False
+        return {name} if known else set()
 
     def _replace(self, name: str, record: AnyRecord) -> None:
         try:

@@ -31,7 +31,12 @@ ProblemKind = Literal[
 
 
 class Problem(Record):
-    """One thing that is not as it should be. `repaired`: by this very run."""
+    """One thing that is not as it should be. `repaired`: by this very run.
+
+    `behind`: the server's epoch is lower than one on file. `missing_…` and `stale_…` name the side that lacks the
+    subject or has an old form of it. `unreadable_record`: a file whose seal is broken; `lost_record`: what it held is
+    known to neither side. `missing_blob`, `corrupt_blob`: a version that no replica can load; nothing here mends that.
+    """
 
     kind: ProblemKind
     subject: str
