@@ -131,7 +131,7 @@ CANCEL = (
     + """
 -- KEYS[1] job  KEYS[2] events  KEYS[3] live jobs
 -- ARGV[1] id  ARGV[2] lease, ms  ARGV[3] event if ended now  ARGV[4] event if asked for
--- returns 'missing' | 'cancelled' | 'asked' | 'publishing' | the state it ended in
+-- returns 'missing' | 'done' | 'asked' | 'publishing' | the state it had ended in before
 local found = redis.call('HMGET', KEYS[1], 'status', 'committing', 'beat', 'cancel')
 local status = found[1]
 if not status then return 'missing' end
@@ -142,7 +142,7 @@ local silent = at - tonumber(found[3] or '0') > tonumber(ARGV[2])
 if has('validating,queued', status) or silent then
   finish(KEYS[1], KEYS[3], KEYS[2], ARGV[1], at, 'cancelled')
   tell(KEYS[2], at, ARGV[3])
-  return 'cancelled'
+  return 'done'
 end
 if found[4] ~= '1' then
   redis.call('HSET', KEYS[1], 'cancel', '1', 'updated', at)
