@@ -25,7 +25,8 @@ from app.settings import Settings
 from app.telemetry import Metrics, configure_logging
 from app.telemetry.metrics import engine_readings
 from app.training import DatasetStore, JobStore
-from prompt_store import PromptStore
+from prompt_store import PromptStore, StoreError
+from prompt_store.starters import install_starters
 
 log = logging.getLogger(__name__)
 SHARE_S = 1.0
@@ -123,6 +124,8 @@ async def _start(settings: Settings, parts: Parts, drain: Drain, metrics: Metric
         admit=engine.admit,
         metrics=metrics,
     )
+    if settings.starters:
+        await _install_starters(store, backbone)
     await registry.start()
     stack.push_async_callback(registry.stop)
     metrics.observe("registry", registry.readings)
@@ -140,6 +143,17 @@ async def _start(settings: Settings, parts: Parts, drain: Drain, metrics: Metric
     )
     await stack.enter_async_context(_threads_shared(services))
     return services
+
+
+async def _install_starters(store: PromptStore, backbone: Backbone) -> None:
+    """Starters are a courtesy: a store that is out of reach, or a damaged file, must not keep the service down."""
+    try:
+        installed = await asyncio.to_thread(install_starters, store, backbone.fingerprint)
+    except StoreError as error:
+        log.warning("starter prompts not installed", extra={"code": error.code})
+        return
+    if installed:
+        log.info("starter prompts installed", extra={"tasks": installed})
 
 
 @asynccontextmanager
