@@ -15,7 +15,15 @@ from fastapi import FastAPI
 from app.api.body import EdgeLimits
 from app.backbone import LoadedPrompt
 from app.engine import Answer, EngineStats, StreamEvent, Usage
-from app.errors import ChorusError, ContextTooLong, DeadlineExceeded, EngineFailure, Overloaded, RequestCancelled
+from app.errors import (
+    ChorusError,
+    ContextTooLong,
+    DeadlineExceeded,
+    Draining,
+    EngineFailure,
+    Overloaded,
+    RequestCancelled,
+)
 from app.main import create_app
 from app.settings import Settings
 from app.training import JobStore
@@ -46,7 +54,8 @@ class FakeBackbone:
 
 class FakeEngineService:
     """Label tasks answer their first label, others repeat their input word by word. The input `!overloaded` and the
-    other names in `MISHAPS` meet that mishap; `!hang` waits until it is cancelled, `!break` fails after one word."""
+    other names in `MISHAPS` meet that mishap. `!hang` waits until it is cancelled or released; as words of a stream
+    `!pause` waits likewise and `!break` fails."""
 
     MISHAPS: Mapping[str, Exception] = {
         "!overloaded": Overloaded("the queue is full", retry_after_s=7),
@@ -67,13 +76,21 @@ class FakeEngineService:
         self.ready: Exception | None = None
         self.ready_runs = 0
         self._stopped = asyncio.Event()
+        self._released = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def release(self) -> None:
+        """Let all that hang go on; from any thread."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._released.set)
 
     async def start(self) -> None:
-        self.started = True
+        self.started, self._loop = True, asyncio.get_running_loop()
 
     async def stop(self, drain_s: float) -> None:
         self.draining = True
         self._stopped.set()
+        self._released.set()
 
     async def admit(self, prompt: LoadedPrompt) -> None:
         if self.refuse is not None:
@@ -128,11 +145,12 @@ class FakeEngineService:
 
     async def _hang(self) -> None:
         try:
-            await self._stopped.wait()
+            await self._released.wait()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        raise RequestCancelled("the service stopped")
+        if self._stopped.is_set():
+            raise Draining("this replica stopped before the answer was there")
 
     def _usage(self, prompt: LoadedPrompt, input: Mapping[str, str], completion: int) -> Usage:
         return Usage(sum(len(text.split()) for text in input.values()), completion, prompt.num_virtual_tokens)

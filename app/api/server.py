@@ -52,6 +52,8 @@ class Protocol(H11Protocol):
         super().on_response_complete()
         if self.conn.their_state is h11.IDLE:
             self._head_arrived()  # between two requests the keep-alive timer watches
+            if self.conn.trailing_data[0]:
+                self._await_head()  # unless a part of the next one is there already
 
     def send_400_response(self, msg: str) -> None:
         """A message that is not HTTP gets the shape of every other error, if there is still somebody to read it."""

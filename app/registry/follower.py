@@ -17,7 +17,7 @@ from pathlib import Path
 from prompt_store import PromptStore, Snapshot, StoreError
 
 log = logging.getLogger(__name__)
-_BLOCK_MS = 500
+_BLOCK_MS = 200
 _MAX_BACKOFF_S = 2.0
 EMPTY = Snapshot(epoch=0, last_event_id="0", tasks=(), versions=(), aliases=())
 
