@@ -65,7 +65,7 @@ class BlobStore:
         """
         if len(data) > self.max_bytes:
             raise InvalidBlob(f"{len(data)} bytes, the limit is {self.max_bytes}")
-        digest = hashlib.sha256(data).hexdigest()
+        digest = digest_of(data)
         with storage_errors("blob directory"):
             if not self._touch(digest):
                 write_file(self._path(digest), data)
@@ -93,7 +93,7 @@ class BlobStore:
                 raise CorruptBlob(f"blob {digest} is not a regular file", param="digest") from None
             except TooLong as error:
                 raise CorruptBlob(f"blob {digest}: {error.strerror}", param="digest") from None
-        if hashlib.sha256(data).hexdigest() != digest:
+        if digest_of(data) != digest:
             raise CorruptBlob(f"the bytes of blob {digest} have another digest", param="digest")
         return data
 
@@ -153,6 +153,11 @@ class BlobStore:
 
     def _path(self, digest: str) -> Path:
         return self._folder / (check_digest(digest) + SUFFIX)
+
+
+def digest_of(data: bytes) -> str:
+    """The name of a blob: the sha256 of its bytes in lower-case hex."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def _digests(folder: Path) -> Iterator[str]:

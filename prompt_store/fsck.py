@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 from prompt_store.blob_format import canonical_meta, decode_blob
 from prompt_store.blobs import BlobStore
@@ -53,7 +54,7 @@ def rebuild_store(metadata: Metadata, blobs: BlobStore, records: RecordFiles) ->
             except Conflict:
                 continue
         for change in found.changes:
-            records.write(change)
+            records.write(replace(change, epoch=epoch))
         records.raise_floor(epoch)
         _bring_back(found, blobs)
         problems = _judge(found.problems, still_unreadable=records.read_all().unreadable)

@@ -46,10 +46,16 @@ class Problem(Record):
 
 @dataclass
 class Comparison:
-    """The differences, and what would have to be written on each side to remove them."""
+    """The differences, and what would have to be written on each side to remove them.
+
+    The epochs of `changes` are the dump's; whoever writes them after a restoration stamps them with the new one.
+    """
 
     journal: Journal
     dump: Dump
+    server_tasks: dict[str, TaskEntry] = field(default_factory=dict)  # these three by task id
+    server_graves: dict[str, Tombstone] = field(default_factory=dict)
+    publications: dict[str, dict[str, int]] = field(default_factory=dict)  # of all versions that either side knows
     live: dict[str, TaskEntry] = field(default_factory=dict)  # tasks that exist, by id
     problems: list[Problem] = field(default_factory=list)
     # for the server
@@ -92,7 +98,14 @@ class Comparison:
 
 def compare(journal: Journal, dump: Dump) -> Comparison:
     """Everything in which the two differ."""
-    found = Comparison(journal, dump)
+    found = Comparison(
+        journal,
+        dump,
+        server_tasks={entry.task.id: entry for entry in dump.entries},
+        server_graves={tombstone.task_id: tombstone for tombstone in dump.tombstones},
+    )
+    for version in (*dump.versions, *(record.version for record in journal.versions.values())):
+        found.publications.setdefault(version.task_id, {})[version.publication] = version.number
     if dump.epoch < journal.epoch:
         found.report("behind", "epoch", f"server {dump.epoch}, record files {journal.epoch}")
     for name in journal.unreadable:
@@ -107,8 +120,9 @@ def compare(journal: Journal, dump: Dump) -> Comparison:
 def _settle_tasks(found: Comparison) -> dict[str, TaskEntry]:
     """Decide which tasks live, by id, and note what each side must learn of those and of the dead."""
     records = found.journal.tasks.items()
-    dead = {tombstone.task_id: tombstone for tombstone in found.dump.tombstones}
-    dead |= {task_id: record.tombstone for task_id, record in records if record.tombstone is not None}
+    dead = found.server_graves | {
+        task_id: record.tombstone for task_id, record in records if record.tombstone is not None
+    }
     live: dict[str, tuple[int, TaskEntry]] = {}  # name -> epoch that speaks for it, entry
     for epoch, entry in sorted(_candidates(found, dead), key=lambda candidate: candidate[0]):
         if entry.task.name in live:
@@ -128,7 +142,7 @@ def _settle_tasks(found: Comparison) -> dict[str, TaskEntry]:
 
 def _candidates(found: Comparison, dead: Container[str]) -> Iterable[tuple[int, TaskEntry]]:
     """Every task that no side knows to be deleted, in its newer form, with the epoch that speaks for it."""
-    known = {entry.task.id: entry for entry in found.dump.entries}
+    known = found.server_tasks
     for task_id, record in found.journal.tasks.items():
         if record.entry is not None and task_id not in dead:
             if found.server_lacks(record.epoch, known=task_id in known):
@@ -142,8 +156,7 @@ def _candidates(found: Comparison, dead: Container[str]) -> Iterable[tuple[int, 
 
 def _compare_task(found: Comparison, entry: TaskEntry) -> None:
     task_id, subject = entry.task.id, f"task {entry.task.name}"
-    server = next((known for known in found.dump.entries if known.task.id == task_id), None)
-    record = found.journal.tasks.get(task_id)
+    server, record = found.server_tasks.get(task_id), found.journal.tasks.get(task_id)
     if server != entry:
         found.report("stale_in_server" if server else "missing_in_server", subject)
         found.entries[task_id] = entry
@@ -154,22 +167,19 @@ def _compare_task(found: Comparison, entry: TaskEntry) -> None:
 def _complete(found: Comparison, tombstone: Tombstone) -> Tombstone:
     """The tombstone with all publications that either side knows of."""
     task_id = tombstone.task_id
-    versions = [version for version in found.dump.versions if version.task_id == task_id]
-    versions += [record.version for key, record in found.journal.versions.items() if key[0] == task_id]
-    publications = {version.publication: version.number for version in versions} | tombstone.publications
-    for known in found.dump.tombstones:
-        publications |= known.publications if known.task_id == task_id else {}
+    publications = found.publications.get(task_id, {}) | tombstone.publications
+    if task_id in found.server_graves:
+        publications |= found.server_graves[task_id].publications
     last = max([tombstone.last, *publications.values()])
     return tombstone.model_copy(update={"publications": publications, "last": last})
 
 
 def _compare_tombstone(found: Comparison, tombstone: Tombstone) -> None:
     task_id, subject = tombstone.task_id, f"task {tombstone.name} ({tombstone.task_id})"
-    record = found.journal.tasks.get(task_id)
+    server, record = found.server_graves.get(task_id), found.journal.tasks.get(task_id)
     if record is None or record.tombstone is None:
         _tell_files(found, "stale_record" if record else "missing_record", subject, task_id, tombstone=tombstone)
-    server = next((known for known in found.dump.tombstones if known.task_id == task_id), None)
-    occupied = any(entry.task.id == task_id for entry in found.dump.entries)
+    occupied = task_id in found.server_tasks
     if server is None or occupied or server.publications != tombstone.publications:
         found.report("stale_in_server", subject, "it was deleted")
         found.tombstones[task_id] = tombstone

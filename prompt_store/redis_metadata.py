@@ -34,6 +34,8 @@ from prompt_store.redis_restore import restore
 
 DEFAULT_TIMEOUT_S = 2.0
 _RETRIES = 3
+# A longer wait for events is several: a server that hangs is noticed in between.
+_LONGEST_WAIT_S = 1.0
 
 
 class RedisMetadata:
@@ -41,10 +43,10 @@ class RedisMetadata:
 
     def __init__(self, url: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """`timeout_s` bounds connecting and each reply; a retried call takes at most about four times as long."""
-        self._timeout_s = timeout_s
         backoff = ExponentialWithJitterBackoff(cap=min(0.5, timeout_s), base=0.02)
         self._client = _connect(url, timeout_s, Retry(backoff, _RETRIES))
         self._once = _connect(url, timeout_s, Retry(NoBackoff(), 0))
+        self._waiting = _connect(url, timeout_s + _LONGEST_WAIT_S, Retry(NoBackoff(), 1))
         self._reader = redis_records.VersionReader()
         self._reading = threading.Lock()
         self._scripts = {text: self._client.register_script(text) for text in _ALL_SCRIPTS}
@@ -52,6 +54,7 @@ class RedisMetadata:
     def close(self) -> None:
         self._client.close()
         self._once.close()
+        self._waiting.close()
 
     # writes
 
@@ -207,11 +210,10 @@ class RedisMetadata:
     def events(self, after: str, *, limit: int, block_ms: int | None) -> list[Event]:
         deadline = time.monotonic() + (block_ms or 0) / 1000
         while True:
-            # one wait must end well before the socket's timeout; a longer one is several
-            rest = min(deadline - time.monotonic(), self._timeout_s / 2)
-            block = max(1, int(rest * 1000)) if rest > 0 else None
+            rest = min(deadline - time.monotonic(), _LONGEST_WAIT_S)
+            client, block = (self._waiting, max(1, int(rest * 1000))) if rest > 0 else (self._client, None)
             with _unavailable():
-                reply: Any = self._client.xread({keys.EVENTS: after}, count=limit, block=block)
+                reply: Any = client.xread({keys.EVENTS: after}, count=limit, block=block)
             if reply or time.monotonic() >= deadline:
                 return [redis_records.read_event(*entry) for entry in redis_records.stream_entries(reply)]
 

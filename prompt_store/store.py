@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from prompt_store.blob_format import canonical_meta, decode_blob, encode_blob
-from prompt_store.blobs import BlobStore
+from prompt_store.blobs import BlobStore, digest_of
 from prompt_store.collector import collect_orphans
 from prompt_store.errors import AliasNotFound, Conflict, CorruptBlob, InvalidBlob
 from prompt_store.fsck import FsckReport, check_store, rebuild_store
@@ -121,25 +121,29 @@ class PromptStore:
         if alias is not None and state in ("retired", "quarantined"):
             raise Conflict(f"no alias may point to a version that is {state}", param="alias")
         data = encode_blob(meta, tensors)
+        draft = Draft(
+            task=task,
+            publication=check_publication(publication),
+            digest=digest_of(data),
+            size_bytes=len(data),
+            meta=decode_blob(data)[0],  # as a reader will see it: tuples in free-form parts have become lists
+            state=state,
+            alias=None if alias is None else check_alias_name(alias),
+            expected=alias_revision,
+            fence=fence,
+            card=tuple(_plain(evaluation) for evaluation in card),
+            spec=spec,
+            new_task_id=secrets.token_hex(16),
+        )
+        return self._commit(draft, data)
+
+    def _commit(self, draft: Draft, data: bytes) -> Publication:
         with self.blobs.publishing():
-            draft = Draft(
-                task=task,
-                publication=check_publication(publication),
-                digest=self.blobs.put(data),
-                size_bytes=len(data),
-                meta=decode_blob(data)[0],  # as a reader will see it: tuples in free-form parts have become lists
-                state=state,
-                alias=None if alias is None else check_alias_name(alias),
-                expected=alias_revision,
-                fence=fence,
-                card=tuple(_plain(evaluation) for evaluation in card),
-                spec=spec,
-                new_task_id=secrets.token_hex(16),
-            )
+            self.blobs.put(data)
             change = self.metadata.publish(draft, at=time.time(), floor=self.records.floor())
             self.records.write(change)
         assert change.version is not None
-        return Publication(change.version, _alias_in(change, task, alias), change.created)
+        return Publication(change.version, _alias_in(change, draft.task, draft.alias), change.created)
 
     def raise_fence(self, publication: str, fence: int) -> int:
         """From now on refuse to publish under a lower token; returns the highest token seen. For whoever takes over."""

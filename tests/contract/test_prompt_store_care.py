@@ -149,6 +149,22 @@ def test_rebuild_when_a_name_was_taken_anew_buries_the_old_task(store: PromptSto
     assert store.fsck().problems == ()
 
 
+def test_rebuild_when_two_tasks_of_one_name_are_on_file_keeps_the_newer(
+    store: PromptStore, open_store: Callable[[Path], PromptStore], tmp_path: Path, server: Server
+) -> None:
+    """The record of the deletion in between was lost with its writer, and then the server forgot everything."""
+    publish(store, "job-1")
+    open_store(tmp_path / "elsewhere").delete_task("sentiment")
+    publish(store, "job-2", seed=1)
+    before = registry(store)
+    server.forget()
+    assert store.rebuild().ok
+    assert registry(store) == before
+    assert store.fsck().problems == ()
+    with pytest.raises(Conflict):
+        publish(store, "job-1")
+
+
 def test_rebuild_when_files_miss_what_the_server_did_writes_them(
     store: PromptStore, open_store: Callable[[Path], PromptStore], tmp_path: Path, server: Server
 ) -> None:
