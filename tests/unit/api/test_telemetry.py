@@ -1,0 +1,85 @@
+"""Logs are one line each and hold no more than they were given; every metric is documented."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.engine import EngineStats
+from app.telemetry import Metrics, configure_logging, request_id
+from app.telemetry.metrics import ENGINE, engine_readings
+
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "http-api.md"
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield io.StringIO()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_json_line_has_its_facts_and_the_request_id(stream: io.StringIO) -> None:
+    configure_logging("info", "json", stream)
+    token = request_id.set("req_1")
+    logging.getLogger("app.x").info("loaded", extra={"version": "a@1", "seconds": 0.5})
+    request_id.reset(token)
+    line = json.loads(stream.getvalue())
+    assert (line["message"], line["version"], line["seconds"]) == ("loaded", "a@1", 0.5)
+    assert (line["request_id"], line["level"], line["logger"]) == ("req_1", "info", "app.x")
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_no_value_can_break_its_line_or_colour_a_terminal(stream: io.StringIO, form: str) -> None:
+    configure_logging("info", form, stream)  # type: ignore[arg-type]
+    logging.getLogger("app.x").info("said", extra={"name_": "a\r\nINFO forged\x1b[31m\u2028b\ud800"})
+    text = stream.getvalue()
+    assert text.count("\n") == 1
+    assert "\x1b" not in text
+    assert "\r" not in text
+    text.encode()
+
+
+def test_exception_is_logged_with_its_place(stream: io.StringIO) -> None:
+    configure_logging("info", "json", stream)
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        logging.getLogger("app.x").exception("failed")
+    assert "ValueError: broken" in json.loads(stream.getvalue())["exception"]
+
+
+def test_level_is_obeyed(stream: io.StringIO) -> None:
+    configure_logging("warning", "text", stream)
+    logging.getLogger("app.x").info("quiet")
+    assert stream.getvalue() == ""
+
+
+def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:
+    metrics = Metrics()
+    metrics.observe("engine", lambda: engine_readings(EngineStats()))
+    registry = {"registry_epoch", "registry_degraded", "registry_tasks", "registry_versions"}
+    registry |= {"prompts_loaded", "prompts_refused"}
+    metrics.observe("registry", lambda: dict.fromkeys(sorted(registry), 0.0))
+    exported = {family.name + ("_total" if family.type == "counter" else "") for family in metrics.registry.collect()}
+    rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| `chorus_")]
+    documented = {name.strip("` ") for row in rows for name in row.split("|")[1].split(",")}
+    assert exported == documented
+
+
+def test_names_of_engine_statistics_are_fields_of_the_engine() -> None:
+    assert set(ENGINE) <= set(vars(EngineStats()))
+
+
+def test_two_applications_do_not_share_counters() -> None:
+    first, second = Metrics(), Metrics()
+    first.row_failures.labels("x").inc()
+    assert b'code="x"' in first.exposition()
+    assert b'code="x"' not in second.exposition()
