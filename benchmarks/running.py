@@ -76,7 +76,7 @@ def wait_for_job(client: httpx.Client, job_id: str, *, timeout_s: float = 7200, 
     deadline = time.monotonic() + timeout_s
     shown = 0.0
     while time.monotonic() < deadline:
-        job: dict[str, Any] = client.get(f"/v1/train/{job_id}").raise_for_status().json()
+        job = checked(client.get(f"/v1/train/{job_id}"))
         if job["status"] in ("succeeded", "failed", "cancelled"):
             return job
         if report and time.monotonic() - shown > 10:
@@ -84,3 +84,11 @@ def wait_for_job(client: httpx.Client, job_id: str, *, timeout_s: float = 7200, 
             print(f"    {job['status']}: {job['progress']}", flush=True)
         time.sleep(0.2)
     raise TimeoutError(f"job {job_id} did not end within {timeout_s} s")
+
+
+def checked(answer: httpx.Response) -> dict[str, Any]:
+    """The body of an answer; ends the benchmark with the service's own words when it refuses."""
+    if answer.is_error:
+        raise SystemExit(f"{answer.request.method} {answer.request.url.path}: {answer.status_code} {answer.text}")
+    body: dict[str, Any] = answer.json()
+    return body

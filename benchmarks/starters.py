@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.running import Running, running_service, wait_for_job
+from benchmarks.running import Running, checked, running_service, wait_for_job
 from benchmarks.statistics import majority_share, percent, wilson
 from prompt_store import Evaluation, TaskSpec, Version
 from prompt_store.blob_format import decode_blob
@@ -100,13 +100,13 @@ def make_starter(running: Running, recipe: Recipe, data: Path, out: Path) -> Non
     print(f"{recipe.task}: {' + '.join(recipe.sets)}", flush=True)
     with httpx.Client(base_url=running.url, timeout=120) as client:
         spec = TaskSpec(description=recipe.description, fields=_fields(recipe), labels=tuple(recipe.words))
-        client.put(f"/v1/tasks/{recipe.task}", json=_task_body(spec)).raise_for_status()
+        checked(client.put(f"/v1/tasks/{recipe.task}", json=_task_body(spec)))
         started = time.monotonic()
         job = train(client, recipe, data)
         if job["status"] != "succeeded":
             raise SystemExit(f"{recipe.task}: the job ended as {job['status']}: {job['error']}")
         number = job["result"]["version"]
-        view = client.get(f"/v1/tasks/{recipe.task}/versions/{number}").raise_for_status().json()
+        view = checked(client.get(f"/v1/tasks/{recipe.task}/versions/{number}"))
         test = read_rows(data / recipe.test / "test.jsonl")[:TEST_ROWS]
         evaluation = evaluate(client, recipe, test)
         print(f"    {time.monotonic() - started:.0f} s; {recipe.test} test {percent(_hits(evaluation), evaluation.n)}")
@@ -132,7 +132,7 @@ def train(client: httpx.Client, recipe: Recipe, data: Path) -> dict[str, Any]:
     for name, part in ((f"{recipe.task}-train", rows), (f"{recipe.task}-dev", dev)):
         body = "\n".join(json.dumps(row) for row in part)
         headers = {"content-type": "application/x-ndjson"}
-        client.put(f"/v1/datasets/{name}", content=body.encode(), headers=headers).raise_for_status()
+        checked(client.put(f"/v1/datasets/{name}", content=body.encode(), headers=headers))
     answer = client.post(
         "/v1/train",
         json={
@@ -145,9 +145,7 @@ def train(client: httpx.Client, recipe: Recipe, data: Path) -> dict[str, Any]:
             "metadata": {"data": " + ".join(recipe.sets), "licence": recipe.licence},
         },
     )
-    if answer.is_error:
-        raise SystemExit(f"{recipe.task}: {answer.text}")
-    return wait_for_job(client, answer.json()["id"])
+    return wait_for_job(client, checked(answer)["id"])
 
 
 def evaluate(client: httpx.Client, recipe: Recipe, rows: Rows) -> Evaluation:
@@ -156,7 +154,7 @@ def evaluate(client: httpx.Client, recipe: Recipe, rows: Rows) -> Evaluation:
     for start in range(0, len(rows), 200):
         part = rows[start : start + 200]
         requests = [{"task": recipe.task, "input": {k: v for k, v in row.items() if k != "label"}} for row in part]
-        outputs = client.post("/v1/generate", json={"requests": requests}).raise_for_status().json()["outputs"]
+        outputs = checked(client.post("/v1/generate", json={"requests": requests}))["outputs"]
         hits += sum(output["label"] == row["label"] for output, row in zip(outputs, part, strict=True))
     low, high = wilson(hits, len(rows))
     return Evaluation(
