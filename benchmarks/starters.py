@@ -27,6 +27,7 @@ from prompt_store.starters import FOLDER, write_starter
 
 Rows = list[dict[str, str]]
 DEV_ROWS, TEST_ROWS, SEED = 600, 2000, 20
+MAX_CHARS = 5000  # one field of the MultiNLI slice holds a hundred thousand: a quotation mark never closed
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def make_starter(running: Running, recipe: Recipe, data: Path, out: Path) -> Non
 def train(client: httpx.Client, recipe: Recipe, data: Path) -> dict[str, Any]:
     """One job through the public API, from uploaded data sets."""
     rows = [row for name in recipe.sets for row in read_rows(data / name / "train.jsonl")]
+    rows = [row for row in rows if max(map(len, row.values())) <= MAX_CHARS]
     dev_files = [data / name / "dev.jsonl" for name in recipe.sets]
     random.Random(SEED).shuffle(rows)
     if all(file.is_file() for file in dev_files):
