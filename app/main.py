@@ -172,15 +172,17 @@ async def _threads_shared(services: Services) -> AsyncIterator[None]:
 
 
 async def _share_threads(services: Services) -> None:
-    cores, given = services.settings.cpu_threads, 0
+    cores, given, trainers = services.settings.cpu_threads, 0, 0
     while True:
-        with suppress(StoreDown):
+        try:
             trainers = await asyncio.to_thread(services.jobs.active_trainers, services.host)
-            wanted = max(1, cores - trainers)
-            if wanted != given:
-                services.engine.set_threads(wanted)
-                log.debug("threads shared", extra={"serving": wanted, "trainers": trainers})
-                given = wanted
+        except Exception as error:  # whatever it is, the last count stays until there is a new one
+            log.debug("trainers not counted", exc_info=error)
+        wanted = max(1, cores - trainers)
+        if wanted != given:
+            services.engine.set_threads(wanted)
+            log.info("threads shared", extra={"serving": wanted, "trainers": trainers})
+            given = wanted
         await asyncio.sleep(SHARE_S)
 
 

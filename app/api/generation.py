@@ -120,7 +120,8 @@ def decoding_of(prompt: LoadedPrompt, options: Options) -> Decoding:
         "top_k": options.top_k,
         "stop": options.stops,
     }
-    return prompt.decoding.model_copy(update={name: value for name, value in asked.items() if value is not None})
+    given = {name: value for name, value in asked.items() if value is not None}
+    return prompt.decoding.model_copy(update=given) if given else prompt.decoding
 
 
 def timeout_of(services: Services, options: Options) -> float:

