@@ -104,7 +104,10 @@ async def _start(settings: Settings, parts: Parts, drain: Drain, metrics: Metric
     backbone = parts.backbone
     if backbone is None:
         backbone = await asyncio.to_thread(load_backbone, _backbone_config(settings))
-    store = parts.store or PromptStore.open(_redis_url(settings), settings.blobs)
+    store = parts.store
+    if store is None:
+        store = PromptStore.open(_redis_url(settings), settings.blobs)
+        stack.callback(store.close)
     jobs = parts.jobs or JobStore.open(
         _redis_url(settings),
         settings.data_dir,
