@@ -92,8 +92,10 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            app.state.services = await _start(settings, parts, drain, metrics, stack)
-            log.info("ready", extra={"backbone": app.state.services.backbone.name})
+            services = app.state.services = await _start(settings, parts, drain, metrics, stack)
+            metrics.observe("registry", services.registry.readings)
+            metrics.observe("engine", lambda: engine_readings(services.engine.stats()))
+            log.info("ready", extra={"backbone": services.backbone.name})
             yield
             drain.begin()
 
@@ -108,17 +110,12 @@ async def _start(settings: Settings, parts: Parts, drain: Drain, metrics: Metric
     if store is None:
         store = PromptStore.open(_redis_url(settings), settings.blobs)
         stack.callback(store.close)
-    jobs = parts.jobs or JobStore.open(
-        _redis_url(settings),
-        settings.data_dir,
-        store,
-        lease_s=settings.job_lease_s,
-        max_rows=settings.max_train_rows,
-        backbone=backbone,
-    )
+    jobs = parts.jobs or _open_jobs(settings, store, backbone)
     engine = parts.engine or EngineService(backbone, _engine_config(settings))
     await engine.start()
     stack.push_async_callback(engine.stop, settings.drain_s)
+    if settings.starters:
+        await _install_starters(store, backbone)
     registry = Registry(
         store,
         backbone,
@@ -127,12 +124,8 @@ async def _start(settings: Settings, parts: Parts, drain: Drain, metrics: Metric
         admit=engine.admit,
         metrics=metrics,
     )
-    if settings.starters:
-        await _install_starters(store, backbone)
     await registry.start()
     stack.push_async_callback(registry.stop)
-    metrics.observe("registry", registry.readings)
-    metrics.observe("engine", lambda: engine_readings(engine.stats()))
     services = Services(
         settings=settings,
         registry=registry,
@@ -146,6 +139,17 @@ async def _start(settings: Settings, parts: Parts, drain: Drain, metrics: Metric
     )
     await stack.enter_async_context(_threads_shared(services))
     return services
+
+
+def _open_jobs(settings: Settings, store: PromptStore, backbone: Backbone) -> JobStore:
+    return JobStore.open(
+        _redis_url(settings),
+        settings.data_dir,
+        store,
+        lease_s=settings.job_lease_s,
+        max_rows=settings.max_train_rows,
+        backbone=backbone,
+    )
 
 
 async def _install_starters(store: PromptStore, backbone: Backbone) -> None:

@@ -21,6 +21,7 @@ from app.api.auth import OPEN_PATHS, Gatekeeper
 from app.api.body import EdgeLimits, check_head, read_body, replay
 from app.api.drain import Drain
 from app.api.errors import error_response, status_of
+from app.errors import Draining
 from app.settings import Settings
 from app.telemetry import Metrics, request_id
 
@@ -70,6 +71,10 @@ class Guard:
             await self._app(scope, replay(body, receive), exchange.send)
         except ClientDisconnect:
             exchange.status = exchange.status or 499
+        except asyncio.CancelledError:
+            if not self._drain.draining:
+                raise
+            await exchange.fail(Draining("this replica stopped before the answer was there"))
         except Exception as error:
             await exchange.fail(error)
 

@@ -116,8 +116,7 @@ class Registry:
         Raises InvalidReference, InvalidName, TaskNotFound, VersionNotFound, AliasNotFound, VersionUnavailable, and
         StoreDown while nothing is known at all.
         """
-        parsed = parse_ref(ref)
-        version = self._view().resolve(parsed)
+        version = self.find(ref)
         name = f"{version.task}@{version.number}"
         if version.state == "retired":
             raise VersionNotFound(f"{name} was retired", param="task")
@@ -126,6 +125,10 @@ class Registry:
         return await self._cache.get(version)
 
     # reading
+
+    def find(self, ref: str) -> Version:
+        """The version that `ref` means now, whether it is served here or not. Raises as `resolve` does."""
+        return self._view().resolve(parse_ref(ref))
 
     def task(self, name: str) -> Task:
         return self._view().task(name)

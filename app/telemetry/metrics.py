@@ -13,8 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 PREFIX = "chorus_"
-LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-LOAD_BUCKETS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
+BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 Readings = Mapping[str, float]
 
@@ -48,67 +47,28 @@ class Metrics:
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry(auto_describe=True)
-        self.http_requests = Counter(
-            PREFIX + "http_requests",
-            "HTTP requests answered, by route template, method and status.",
-            ["route", "method", "status"],
-            registry=registry,
-        )
-        self.http_seconds = Histogram(
-            PREFIX + "http_request_duration_seconds",
-            "Time from the request's head to the last byte of its answer.",
-            ["route"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
-        )
+        self.registry = CollectorRegistry(auto_describe=True)
+        counter, times = self._counter, self._times
+        self.http_requests = counter("http_requests", "HTTP requests answered.", "route", "method", "status")
+        self.http_seconds = times("http_request_duration_seconds", "From a head to the last byte.", "route")
         self.http_in_flight = Gauge(
-            PREFIX + "http_requests_in_flight", "HTTP requests being answered now.", registry=registry
+            PREFIX + "http_requests_in_flight", "HTTP requests being answered now.", registry=self.registry
         )
-        self.rows = Counter(
-            PREFIX + "request_success",
-            "Rows answered, by task and finish reason.",
-            ["task", "finished_reason"],
-            registry=registry,
-        )
-        self.row_failures = Counter(
-            PREFIX + "request_failure", "Rows that ended in an error, by its code.", ["code"], registry=registry
-        )
-        self.row_seconds = Histogram(
-            PREFIX + "e2e_request_latency_seconds",
-            "Time from a row's admission to its answer.",
-            ["task"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
-        )
-        self.first_token_seconds = Histogram(
-            PREFIX + "time_to_first_token_seconds",
-            "Time from a streamed row's admission to its first event.",
-            ["task"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
-        )
-        self.prompt_tokens = Counter(
-            PREFIX + "prompt_tokens", "Text tokens read, by task.", ["task"], registry=registry
-        )
-        self.virtual_tokens = Counter(
-            PREFIX + "virtual_tokens", "Prompt vectors read, by task.", ["task"], registry=registry
-        )
-        self.generation_tokens = Counter(
-            PREFIX + "generation_tokens", "Tokens generated, by task.", ["task"], registry=registry
-        )
-        self.prompt_load_seconds = Histogram(
-            PREFIX + "prompt_load_duration_seconds",
-            "Time to read, verify and replay a version before it serves.",
-            buckets=LOAD_BUCKETS_S,
-            registry=registry,
-        )
-        self.prompt_load_failures = Counter(
-            PREFIX + "prompt_load_failure",
-            "Versions refused by verification, by error code.",
-            ["code"],
-            registry=registry,
-        )
+        self.rows = counter("request_success", "Rows answered.", "task", "finished_reason")
+        self.row_failures = counter("request_failure", "Rows that ended in an error.", "code")
+        self.row_seconds = times("e2e_request_latency_seconds", "From a row's admission to its answer.", "task")
+        self.first_token_seconds = times("time_to_first_token_seconds", "To a streamed row's first event.", "task")
+        self.prompt_tokens = counter("prompt_tokens", "Text tokens read.", "task")
+        self.virtual_tokens = counter("virtual_tokens", "Prompt vectors read.", "task")
+        self.generation_tokens = counter("generation_tokens", "Tokens generated.", "task")
+        self.prompt_load_seconds = times("prompt_load_duration_seconds", "To read, verify and replay a version.")
+        self.prompt_load_failures = counter("prompt_load_failure", "Versions refused by verification.", "code")
+
+    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, help_text, labels, registry=self.registry)
+
+    def _times(self, name: str, help_text: str, *labels: str) -> Histogram:
+        return Histogram(PREFIX + name, help_text, labels, buckets=BUCKETS_S, registry=self.registry)
 
     def observe(self, kind: str, read: Callable[[], Readings]) -> None:
         """Export what `read()` returns at each scrape: names ending in `_total` as counters, all others as gauges."""

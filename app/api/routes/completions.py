@@ -21,7 +21,6 @@ from app.api.sse import DONE, EventStream, connected, event
 from app.api.strict_route import StrictRoute
 from app.errors import CapabilityMissing, InvalidRequest
 from app.telemetry import request_id
-from prompt_store import parse_ref
 from prompt_store.models import PROD, Alias, Version
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ async def list_models(services: ServicesDep) -> Response:
 
 @router.get("/v1/models/{model}", summary="One task as a model", response_model=Model)
 async def get_model(model: RefPath, services: ServicesDep) -> Response:
-    return reply(_model(services, model, services.registry.snapshot.resolve(parse_ref(model))))
+    return reply(_model(services, model, services.registry.find(model)))
 
 
 @router.post(

@@ -215,6 +215,21 @@ def test_draining_replica_refuses_new_work_but_answers_probes(tmp_path: Path) ->
     assert b"retry-after" in refused.headers
 
 
+def test_request_cut_off_by_the_stop_is_told_so(tmp_path: Path) -> None:
+    drain = Drain(0)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        drain.begin()
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    call = Call(tmp_path, app, drain=drain)
+    call()
+    assert (call.status, call.code) == (503, "draining")
+
+
 def test_request_in_flight_is_counted_until_it_has_ended(tmp_path: Path) -> None:
     drain = Drain(60)
     seen = []
