@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 
 from fastapi import FastAPI
@@ -72,18 +72,22 @@ def create_app(
 
 
 def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT. Raises UnsafeExposure, AddressTaken, UnsupportedBackbone before it listens."""
+    """Run until SIGTERM or SIGINT. What stands in the way is raised before it listens.
+
+    Raises UnsafeExposure, AddressTaken, StoreDown for settings without a registry, UnsupportedBackbone.
+    """
+    check_exposure(settings)
+    _redis_url(settings)
     configure_logging(settings.log_level, settings.log_format)
-    app = create_app(settings)
-    listener = bind(settings.host, settings.port)
-    drain: Drain = app.state.drain
+    with closing(bind(settings.host, settings.port)) as listener:
+        log.info("starting", extra={"host": settings.host, "port": listener.getsockname()[1], "model": settings.model})
+        app = create_app(settings, backbone=load_backbone(_backbone_config(settings)))
 
-    async def cut_off() -> None:
-        services: Services = app.state.services
-        await services.engine.stop(0)
+        async def cut_off() -> None:
+            services: Services = app.state.services
+            await services.engine.stop(0)
 
-    log.info("starting", extra={"host": settings.host, "port": listener.getsockname()[1], "model": settings.model})
-    Server(server_config(app), drain, cut_off, listener).run()
+        Server(server_config(app), app.state.drain, cut_off, listener).run()
 
 
 def _lifespan(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from fastapi.routing import APIRoute
 from app.api.application import ROUTERS
 from app.api.auth import OPEN_PATHS
 from app.api.faults import UnsafeExposure
-from app.errors import EngineFailure
-from app.main import create_app
+from app.api.server import AddressTaken, bind
+from app.errors import ChorusError, EngineFailure, StoreDown, UnsupportedBackbone
+from app.main import create_app, serve
 from app.settings import Settings
 from tests.fakes import SECRET, World, make_world
 from tests.live import HANG_S, serving, wait_until
@@ -133,6 +136,37 @@ def test_listening_beyond_this_machine_without_a_key_refuses_to_start(host: str,
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.9.9.9"])
 def test_loopback_needs_no_key(host: str, tmp_path: Path) -> None:
     create_app(Settings(host=host, data_dir=tmp_path))
+
+
+@pytest.fixture
+def root_logger() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("root_logger")
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"model": "/nowhere"}, UnsupportedBackbone),
+        ({"host": "0.0.0.0"}, UnsafeExposure),
+        ({"port": "taken"}, AddressTaken),
+        ({"redis_url": None}, StoreDown),
+    ],
+)
+def test_what_stands_in_the_way_is_raised_before_it_listens(
+    tmp_path: Path, change: dict[str, Any], error: type[ChorusError]
+) -> None:
+    with closing(bind("127.0.0.1", 0)) as taken:
+        taken.listen()
+        if change.get("port") == "taken":
+            change = {"port": taken.getsockname()[1]}
+        settings = {"data_dir": tmp_path, "port": 0, "redis_url": "redis://127.0.0.1:1", **change}
+        with pytest.raises(error):
+            serve(Settings(**settings))
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
