@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Console
@@ -103,11 +104,13 @@ def bar(share: float, cells: int = SCORE_BAR_CELLS) -> str:
     return "█" * full + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[part]
 
 
-def spark(values: Sequence[float], width: int = 20) -> str:
-    """The last `width` values as a line of blocks, scaled between their least and greatest."""
-    shown = [value for value in values if value == value][-width:]
-    if not shown:
+def spark(values: Sequence[float], width: int = 16) -> str:
+    """The whole course of `values` in at most `width` blocks, scaled between the least and the greatest block."""
+    known = [value for value in values if value == value]
+    if not known:
         return ""
+    cuts = [round(place * len(known) / min(width, len(known))) for place in range(min(width, len(known)) + 1)]
+    shown = [sum(known[a:b]) / (b - a) for a, b in pairwise(cuts)]
     low, high = min(shown), max(shown)
     span = (high - low) or 1.0
     return "".join("▁▂▃▄▅▆▇█"[round((value - low) / span * 7)] for value in shown)

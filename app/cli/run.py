@@ -26,6 +26,8 @@ Version = Annotated[
     bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
 ]
 
+HOPELESS = ("host", "model", "model_revision", "dtype", "device", "api_key")  # settings that fail the same next time
+
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Run": (service.up, service.serve, service.worker),
     "Use": (generate.generate, train.train, train.jobs),
@@ -61,7 +63,9 @@ def run(argv: Sequence[str] | None = None) -> int:
 def _explain(error: Exception) -> CliError:
     """An error of the service itself speaks for itself; any other is ours to look into."""
     if isinstance(error, ChorusError):
-        return CliError(error.message, detail={"code": error.code, "param": error.param}, fix="chorus doctor")
+        detail = {"code": error.code, "param": error.param}
+        code = Exit.USAGE if error.param in HOPELESS else Exit.FAILED
+        return CliError(error.message, code, detail=detail, fix="chorus doctor")
     return CliError(f"unexpected {type(error).__name__}: {error}", fix="run it again with --debug to see where")
 
 

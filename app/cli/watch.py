@@ -19,6 +19,7 @@ ENDED = ("succeeded", "failed", "cancelled")
 RECONNECT_S = 1.0
 MAX_RECONNECTS = 60
 LOG_EVERY_S = 5.0
+WIDE_CELLS = 110
 WAITING = ("validating", "queued")
 
 Event = dict[str, Any]
@@ -106,7 +107,7 @@ def _show_success(client: ChorusClient, job: dict[str, Any], out: Output) -> Non
     for label, value in facts.items():
         if value:
             out.say(f"  {label:<10} {value}")
-    out.note(f"Ask it: chorus generate {name} TEXT")
+    out.note(f"Ask it: chorus generate {job['task'] if result['promoted'] else name} TEXT")
 
 
 def _cells(job: dict[str, Any]) -> list[Any]:
@@ -123,7 +124,7 @@ def _show_bar(events: Iterator[Event], job: dict[str, Any], out: Output) -> None
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=30 if out.console.width >= WIDE_CELLS else 10),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         TextColumn("{task.fields[facts]}", markup=False),
     )
@@ -146,7 +147,8 @@ def _update_bar(progress: Progress, task: TaskID, name: str, event: Event, losse
     elif event["type"] == "progress" and data.get("total"):
         if data.get("loss") is not None:
             losses.append(data["loss"])
-        facts = "  ".join(part for part in (_facts(data), spark(losses)) if part)
+        course = spark(losses) if progress.console.width >= WIDE_CELLS else ""
+        facts = "  ".join(part for part in (_facts(data), course) if part)
         progress.update(task, total=data["total"], completed=data["step"], facts=facts)
 
 

@@ -56,7 +56,7 @@ def _bind(host: str, port: int) -> int:
 
 def _explain(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"Port {port} on {host} is in use by another program. Choose a free one: --port {_near(host, port)}"
+        return f"Port {port} on {host} is in use by another program; choose a free one: --port {_near(host, port)}"
     if error.errno == errno.EACCES:
         return f"Port {port} needs more rights than this user has. Choose one above 1023: --port 8000"
     if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):

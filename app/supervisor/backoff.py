@@ -11,6 +11,7 @@ KILLED_DELAY_S = 0.2
 SETTLED_S = 10.0
 MAX_FAILURES = 3
 
+WRONG_SETTINGS = 2  # exit status of a command line or setting that cannot work, and will not work the next time
 OUTSIDE_SIGNALS = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
 
 
@@ -26,6 +27,8 @@ class Backoff:
 
     def next_delay(self, *, status: int, lived_s: float, was_ready: bool) -> float | None:
         """Seconds until the next start, or None to give up."""
+        if status == WRONG_SETTINGS:
+            return None
         if status in OUTSIDE_SIGNALS and was_ready:
             return KILLED_DELAY_S
         if was_ready and lived_s >= SETTLED_S:

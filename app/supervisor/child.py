@@ -82,6 +82,7 @@ class Child:
             if read_end >= 0:
                 os.close(read_end)
         self._drop_lifeline()
+        self.log.tail.clear()
         self._lifeline = write_end
         self.started_at = time.monotonic()
         assert self._process.stdout is not None

@@ -18,6 +18,8 @@ KEPT_FILES = 3
 TAIL_LINES = 30
 MAX_LINE_BYTES = 64 << 10  # a longer line is cut in pieces, never gathered in memory
 LOUD = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|\"level\": ?\"(warning|error|critical)\"")
+SHOWN_CHARS = 400
+TRACEBACK = "Traceback (most recent call last)"
 LOUD_WITHIN_CHARS = 120  # the level stands near the line's beginning; further on it may be anyone's words
 
 Echo = Callable[[str, str], None]
@@ -67,6 +69,15 @@ class _LogFile(RotatingFileHandler):
 
     def handleError(self, record: LogRecord) -> None:  # noqa: N802  (logging's name)
         return
+
+
+def condense(line: str) -> str:
+    """A log line as a person wants it at once: of a traceback only its last line, nothing endless. The file has all."""
+    head, traceback, rest = line.partition(TRACEBACK)
+    if traceback:
+        lines = [part.strip() for part in rest.replace("\\n", "\n").splitlines() if part.strip()]
+        line = head + (lines[-1] if lines else traceback)
+    return line if len(line) <= SHOWN_CHARS else line[: SHOWN_CHARS - 1] + "…"
 
 
 def is_loud(line: str) -> bool:

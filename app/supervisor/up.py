@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -15,13 +16,13 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from app.settings import Settings
+from app.settings import BUNDLED_MODEL, Settings
 from app.supervisor.address import AddressRefused, base_url, is_loopback, take_port
 from app.supervisor.banner import Facts, render
 from app.supervisor.child import Child, ChildSpec
 from app.supervisor.embedded import EmbeddedServer, ServerFailed, make_private, ping, server_folder
 from app.supervisor.lock import FolderBusy, FolderLock
-from app.supervisor.logs import ProcessLog
+from app.supervisor.logs import ProcessLog, condense
 from app.supervisor.probe import get
 from app.supervisor.supervisor import GaveUp, Supervisor, stop_on_signals
 
@@ -31,6 +32,7 @@ API_READY_S = 60.0
 STOP_MARGIN_S = 5.0  # beside the drain time: for closing what is open
 WORKER_STOP_S = 25.0
 SHOWN_TAIL = 12
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 STYLES = {"api": "cyan", "worker": "magenta", "server": "blue"}
 
 Announce = Callable[[dict[str, Any]], None]
@@ -52,6 +54,7 @@ def run_up(settings: Settings, console: Console, *, verbose: bool = False, annou
     """
     began = time.monotonic()
     _check_exposure(settings)
+    _check_model(settings)
     lock = _take_data_dir(settings)
     try:
         port = take_port(settings.host, settings.port)
@@ -59,8 +62,7 @@ def run_up(settings: Settings, console: Console, *, verbose: bool = False, annou
         lock.describe(pid=os.getpid(), url=base_url(settings.host, port))
         Up(settings, console, began, verbose=verbose, announce=announce).run()
     except AddressRefused as error:
-        message, _, fix = str(error).partition(". ")
-        raise CannotStart(message, fix) from None
+        raise CannotStart(str(error)) from None
     finally:
         lock.release()
 
@@ -190,7 +192,7 @@ class Up:
         self._print(Text.assemble((time.strftime("%H:%M:%S "), "dim"), line))
 
     def _echo(self, name: str, line: str) -> None:
-        shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+        shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in condense(line))
         self._print(Text.assemble((f"{name:<7}", STYLES.get(name, "")), ("│ ", "dim"), shown))
 
     def _print(self, text: Text) -> None:
@@ -231,6 +233,14 @@ def _check_exposure(settings: Settings) -> None:
         )
 
 
+def _check_model(settings: Settings) -> None:
+    """Refuse at once what can be no model, before torch is loaded to find out."""
+    source = settings.model
+    if source == BUNDLED_MODEL or Path(source).expanduser().is_dir() or HUB_ID.fullmatch(source):
+        return
+    raise CannotStart(f"--model {source}: neither a folder nor a hub id like org/name", "--model bundled")
+
+
 def _take_data_dir(settings: Settings) -> FolderLock:
     folder = settings.data_dir
     try:
@@ -251,7 +261,7 @@ def _take_data_dir(settings: Settings) -> FolderLock:
 
 
 def _explain(error: GaveUp) -> CannotStart:
-    lines = "\n".join(f"  {line}" for line in error.lines[-SHOWN_TAIL:])
+    lines = "\n".join(f"  {condense(line)}" for line in error.lines[-SHOWN_TAIL:])
     return CannotStart(
         f"{error}. Its last lines:\n{lines}\n  ({error.child.log.path})", "chorus doctor", after_start=True
     )

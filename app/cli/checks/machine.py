@@ -56,8 +56,7 @@ def check_port(settings: Settings) -> Check:
     except AddressRefused as refusal:
         if get(settings.host, settings.port, "/livez", timeout_s=1.0)[0] == 200:
             return Check("port", "ok", f"Chorus answers at {base_url(settings.host, settings.port)}")
-        message, _, fix = str(refusal).partition(". ")
-        return Check("port", "fail", message, fix)
+        return Check("port", "fail", str(refusal), f"choose another: --port {settings.port + 1}")
     return Check("port", "ok", f"{where} is free")
 
 

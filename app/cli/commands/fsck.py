@@ -62,19 +62,22 @@ def _show(report: dict[str, Any], out: Output, *, rebuilt: bool) -> None:
     if out.as_json:
         out.data(report)
     else:
-        out.say(
-            f"{report['tasks']} tasks, {report['versions']} versions, {report['blobs']} blobs, epoch {report['epoch']}"
-        )
+        counts = ", ".join(count(report[name], name.removesuffix("s")) for name in ("tasks", "versions", "blobs"))
+        out.say(f"{counts}, epoch {report['epoch']}")
         if problems:
             rows = [
                 [one["kind"], one["subject"], one["detail"], "yes" if one["repaired"] else "no"] for one in problems
             ]
             out.table(["PROBLEM", "WHERE", "DETAIL", "REPAIRED"], rows)
         if report["orphans"]:
-            out.say(f"{len(report['orphans'])} blobs that no version names; they are removed after the grace time")
+            out.say(f"{count(len(report['orphans']), 'blob')} without a version, removed after the grace time")
     if left and out.as_json:
         raise typer.Exit(Exit.FAILED)
     if left:
         fix = "restore these blobs from a copy, or retire their versions" if rebuilt else "chorus fsck --rebuild"
-        raise CliError(f"{len(left)} problems", Exit.FAILED, fix=fix)
+        raise CliError(count(len(left), "problem"), Exit.FAILED, fix=fix)
     out.note("Everything agrees." if not problems else "All of it is repaired.")
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +18,17 @@ if TYPE_CHECKING:
 NO_REDIS = "no Redis: CHORUS_REDIS_URL is not set, and no `chorus up` runs on this data folder"
 NO_REDIS_FIX = "chorus up brings its own; or set CHORUS_REDIS_URL=redis://host:6379/0"
 
+PR_SET_NAME = 15  # of prctl(2); the kernel keeps 15 characters
+
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show all log lines here, not only warnings.")]
+
+
+def _show_as(name: str) -> None:
+    """Name this process as `ps` and `top` show it. Linux only; a nicety, so nothing depends on it."""
+    if sys.platform.startswith("linux"):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def up(
@@ -32,6 +43,7 @@ def up(
     """Start everything on this machine: embedded server, API, worker. Ctrl-C stops all three."""
     from app.supervisor.up import CannotStart, run_up
 
+    _show_as("chorus up")
     out = Output(as_json=as_json)
     settings = load_settings(host=host, port=port, data_dir=data_dir, model=model)
     try:
@@ -56,6 +68,7 @@ def serve(
     )
     from app.main import serve as serve_api
 
+    _show_as("chorus serve")
     serve_api(settings)
 
 
@@ -64,6 +77,7 @@ def worker(data_dir: DataDir = None, model: Model = None, as_json: Json = False,
     settings = _with_redis(load_settings(data_dir=data_dir, model=model, log_format="json" if as_json else None))
     from app.training.worker import run_worker
 
+    _show_as("chorus worker")
     raise typer.Exit(run_worker(settings))
 
 

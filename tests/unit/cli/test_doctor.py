@@ -93,7 +93,7 @@ def test_fsck_without_a_running_service_starts_a_server_of_its_own(chorus: Calla
     data_dir.mkdir()
     ran = chorus("fsck", "--data-dir", str(data_dir))
     assert ran.code == Exit.DONE, ran.err
-    assert "0 tasks, 0 versions, 0 blobs" in ran.out
+    assert "0 tasks, 0 versions, 0 blobs, epoch" in ran.out
 
 
 def test_fsck_when_the_registry_lost_its_records_says_so_and_rebuilds(

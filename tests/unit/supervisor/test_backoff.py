@@ -35,3 +35,7 @@ def test_next_delay_when_it_had_settled_starts_counting_anew() -> None:
 def test_next_delay_when_a_crash_signal_comes_at_once_gives_up() -> None:
     backoff = Backoff(failures=2)
     assert backoff.next_delay(status=-signal.SIGSEGV, lived_s=0.1, was_ready=True) is None
+
+
+def test_next_delay_when_the_settings_are_wrong_gives_up_at_once() -> None:
+    assert Backoff().next_delay(status=2, lived_s=1.0, was_ready=False) is None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.supervisor.logs import MAX_LINE_BYTES, TAIL_LINES, ProcessLog, is_loud
+from app.supervisor.logs import MAX_LINE_BYTES, SHOWN_CHARS, TAIL_LINES, ProcessLog, condense, is_loud
 
 
 def test_follow_when_lines_come_writes_all_and_echoes_the_loud(tmp_path: Path) -> None:
@@ -54,3 +54,13 @@ def test_tail_when_much_is_written_keeps_the_last_lines(tmp_path: Path) -> None:
 )
 def test_is_loud_for_a_line_sees_its_level(line: str, loud: bool) -> None:
     assert is_loud(line) is loud
+
+
+def test_condense_when_a_traceback_comes_keeps_its_last_line() -> None:
+    line = "12:00 ERROR  Traceback (most recent call last):\\n  File x\\napp.errors.UnsupportedBackbone: no folder\\n"
+    assert condense(line) == "12:00 ERROR  app.errors.UnsupportedBackbone: no folder"
+
+
+def test_condense_when_a_line_is_endless_cuts_it() -> None:
+    assert len(condense("x" * 10_000)) == SHOWN_CHARS
+    assert condense("short") == "short"
