@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from app.settings import Settings
 
@@ -25,11 +24,11 @@ def die_with_parent(parent: int) -> None:
         os._exit(os.EX_TEMPFAIL)
 
 
-def watch_for_end(pipe: BinaryIO, act: Callable[[], None]) -> threading.Thread:
-    """Call `act` once the other end of `pipe` is closed, which a process does by ending in whatever way."""
+def watch_for_end(descriptor: int, act: Callable[[], None]) -> threading.Thread:
+    """Call `act` once the other end of a pipe is closed, which a process does by ending in whatever way."""
 
     def wait() -> None:
-        while pipe.read(1):
+        while os.read(descriptor, 1):  # not through a buffered reader: its lock would outlive us at exit
             continue
         act()
 

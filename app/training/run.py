@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.parent is not None:
         die_with_parent(options.parent)
-        watch_for_end(sys.stdin.buffer, lambda: os._exit(STOPPED))
+        watch_for_end(sys.stdin.fileno(), lambda: os._exit(STOPPED))
     settings = Settings.model_validate({})  # from the environment, which the worker has written
     configure_logging(settings.log_level, settings.log_format)
     assert settings.redis_url is not None

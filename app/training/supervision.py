@@ -20,6 +20,9 @@ from app.training.process import environment
 from app.training.records import GIVE_UP_AFTER, Held, JobRecords, job_folder
 from prompt_store import PromptStore
 
+TRAINER = (sys.executable, "-m", "app.training.run")
+"""How a trainer is started; the job, the attempt and our process id follow."""
+
 GRACE_S = 20.0
 """How long a trainer that was asked to stop may take to save its place before it is killed."""
 
@@ -63,11 +66,11 @@ class Supervisor:
             return False
         trainer = self._start(job_id, attempt)
         try:
-            held = self._watch(trainer, job_id, attempt, beat)
+            self._watch(trainer, job_id, attempt, beat)
         finally:
             _end(trainer)
             self._quietly(lambda: self._records.unregister_trainer(self._host, self._name))
-        return self._settle(job_id, attempt, trainer.returncode, held)
+        return self._settle(job_id, attempt, trainer.returncode)
 
     def _published_before(self, job_id: str, attempt: int) -> bool:
         """An earlier attempt's worker may have died between publishing and saying so."""
@@ -80,15 +83,14 @@ class Supervisor:
         return True
 
     def _start(self, job_id: str, attempt: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "app.training.run", job_id, "--attempt", str(attempt)]
         return subprocess.Popen(
-            [*command, "--parent", str(os.getpid())],
+            [*TRAINER, job_id, "--attempt", str(attempt), "--parent", str(os.getpid())],
             env=environment(self._settings),
             stdin=subprocess.PIPE,
         )
 
-    def _watch(self, trainer: subprocess.Popen[bytes], job_id: str, attempt: int, beat: Callable[[], None]) -> Held:
-        """Until the trainer ends: sign of life, and the wish to stop passed on. Returns the last word on the claim."""
+    def _watch(self, trainer: subprocess.Popen[bytes], job_id: str, attempt: int, beat: Callable[[], None]) -> None:
+        """Until the trainer ends: signs of life, and the wish to stop passed on."""
         held: Held = "held"
         heard = time.monotonic()
         asked: float | None = None
@@ -108,12 +110,9 @@ class Supervisor:
                 trainer.send_signal(signal.SIGTERM)
             if asked is not None and time.monotonic() - asked > GRACE_S:
                 trainer.kill()
-        return held
 
-    def _settle(self, job_id: str, attempt: int, code: int, held: Held) -> bool:
+    def _settle(self, job_id: str, attempt: int, code: int) -> bool:
         """Bring the record to rest. Returns whether the job shall be queued again."""
-        if held == "lost":
-            return False
         job = self._records.get(job_id)
         if job.attempt != attempt:
             return False

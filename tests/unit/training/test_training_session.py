@@ -1,0 +1,351 @@
+"""One attempt in this process: from a queued job to its version, gate, card and golden outputs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app.backbone import Backbone, LoadedPrompt, encode_row, generate_greedy, load_prompt, score_labels
+from app.errors import Conflict
+from app.settings import Settings
+from app.training import run, session
+from app.training.datasets import DatasetStore
+from app.training.evaluate import Evaluator, Measured
+from app.training.golden import TEXTS
+from app.training.job import Job
+from app.training.jobs import JobStore
+from app.training.publishing import Publisher
+from app.training.records import JobRecords, job_folder
+from app.training.session import Context, Lost, Session
+from app.training.trainer import Interrupted
+from prompt_store import PromptStore, StoreUnavailable, TaskSpec
+from tests.training_data import mood_rows, short_request
+
+
+@pytest.fixture
+def context(
+    records: JobRecords, store: PromptStore, datasets: DatasetStore, backbone: Backbone, tmp_path: Path
+) -> Context:
+    return Context(
+        records=records,
+        store=store,
+        datasets=datasets,
+        backbone=backbone,
+        data_dir=tmp_path,
+        max_context=128,
+        checkpoint_s=60,
+        stop=threading.Event(),
+    )
+
+
+@pytest.fixture
+def attempt(context: Context, jobs: JobStore) -> Callable[..., Job]:
+    """Submit a request and carry it out here; the job as it then is."""
+
+    def carry_out(**request: Any) -> Job:
+        job, _ = jobs.submit(short_request(**request))
+        Session(context, job.id, context.records.claim(job.id, "here")).run()
+        return jobs.get(job.id)
+
+    return carry_out
+
+
+def loaded(store: PromptStore, backbone: Backbone, number: int = 1, task: str = "mood") -> LoadedPrompt:
+    version = store.get_version(task, number)
+    return load_prompt(version, store.load(version), backbone)
+
+
+def test_first_job_creates_task_version_and_alias(attempt: Callable[..., Job], store: PromptStore) -> None:
+    job = attempt(metadata={"data_name": "our own", "licence": "CC0"})
+    assert (job.status, job.result and job.result.version, job.result and job.result.promoted) == ("succeeded", 1, True)
+    assert store.get_task("mood").spec == TaskSpec(fields=("text",), labels=("bad", "good"))
+    assert store.get_alias("mood", "prod").version == 1
+    version = store.get_version("mood", 1)
+    assert (version.state, version.publication, version.digest) == (
+        "published",
+        job.id,
+        job.result and job.result.digest,
+    )
+    assert version.meta.method == {"type": "prompt_tuning", "init": "vocab", "reparametrization": "residual_mlp"}
+
+
+def test_card_says_what_the_prompt_was_compared_with_and_made_from(
+    attempt: Callable[..., Job], store: PromptStore
+) -> None:
+    job = attempt(metadata={"data_name": "our own", "licence": "CC0"})
+    (card,) = store.get_version("mood", 1).card
+    assert (card.metric, card.split) == ("accuracy", "dev")
+    assert card.n == 4
+    assert card.interval[0] <= card.score <= card.interval[1]
+    assert card.baselines["majority"] == 0.5
+    assert 0 <= card.baselines["zero_shot"] <= 1
+    assert card.details["data"] == {"digest": job.data["digest"], "name": None, "rows": 12}
+    assert card.details["metadata"] == {"data_name": "our own", "licence": "CC0"}
+    assert card.details["hyperparameters"]["seed"] == 1
+    assert card.details["seconds"] > 0
+    assert job.metrics["baselines"] == card.baselines
+
+
+def test_golden_outputs_are_of_our_own_texts_and_are_what_is_served(
+    attempt: Callable[..., Job], store: PromptStore, backbone: Backbone
+) -> None:
+    attempt()
+    prompt = loaded(store, backbone)
+    assert prompt.verbalizer is not None
+    assert len(prompt.golden) == 4
+    for golden in prompt.golden:
+        assert set(golden.input.values()) <= set(TEXTS)
+        row = encode_row(backbone.tokenizer, prompt.template, prompt.bos, golden.input)
+        with torch.no_grad():
+            (scores,) = score_labels(backbone, [row], [prompt.vectors], [prompt.verbalizer])
+        assert golden.scores == pytest.approx(
+            dict(zip(prompt.verbalizer.labels, scores.tolist(), strict=True)), abs=1e-4
+        )
+
+
+def test_no_row_of_the_data_is_in_the_blob(attempt: Callable[..., Job], store: PromptStore) -> None:
+    attempt()
+    blob = store.read_blob(store.get_version("mood", 1).digest)
+    assert not any(row["text"].encode() in blob for row in mood_rows())
+
+
+def test_free_text_is_learned_judged_and_replayable(
+    attempt: Callable[..., Job], store: PromptStore, backbone: Backbone
+) -> None:
+    rows = [{"input": f"number {n}", "output": "a long and plain answer"} for n in range(16)]
+    job = attempt(task="echo", training_data={"inline": rows})
+    assert job.status == "succeeded"
+    (card,) = store.get_version("echo", 1).card
+    assert (card.metric, set(card.baselines)) == ("rouge_l", {"zero_shot"})
+    prompt = loaded(store, backbone, task="echo")
+    golden = prompt.golden[0]
+    row = encode_row(backbone.tokenizer, prompt.template, prompt.bos, golden.input)
+    (found,) = generate_greedy(backbone, [row], [prompt.vectors], max_tokens=8)
+    assert (golden.tokens, golden.scores) == (found.tokens, None)
+    assert golden.margins == pytest.approx(found.margins, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param([{"prompt": f"Q{n}:", "completion": " yes"} for n in range(6)], id="completions"),
+        pytest.param(
+            [
+                {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "yes"}]}
+                for n in range(6)
+            ],
+            id="messages",
+        ),
+    ],
+)
+def test_other_forms_of_rows_train_too(attempt: Callable[..., Job], rows: list[dict[str, Any]]) -> None:
+    assert attempt(task="forms", training_data={"inline": rows}).status == "succeeded"
+
+
+def test_version_never_to_be_published_is_a_candidate(attempt: Callable[..., Job], store: PromptStore) -> None:
+    job = attempt(publish={"when": "never"})
+    assert job.result is not None
+    assert (job.status, job.result.promoted) == ("succeeded", False)
+    assert store.get_version("mood", 1).state == "candidate"
+    assert store.list_aliases("mood") == []
+
+
+def test_version_goes_to_the_alias_asked_for(attempt: Callable[..., Job], store: PromptStore) -> None:
+    attempt()
+    attempt(publish={"when": "always", "alias": "canary"})
+    assert store.get_alias("mood", "prod").version == 1
+    assert store.get_alias("mood", "canary").version == 2
+
+
+def scores(monkeypatch: pytest.MonkeyPatch, *, current: float) -> None:
+    """The current version measures `current`; what is trained measures 0.5."""
+
+    def measured(score: float) -> Measured:
+        return Measured("accuracy", score, 4, (0.0, 1.0), 1.0)
+
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: measured(0.5))
+    monkeypatch.setattr(Evaluator, "measure_loaded", lambda *_: measured(current))
+
+
+@pytest.mark.parametrize(("current", "promoted"), [(0.4, True), (0.5, False), (0.6, False)])
+def test_better_than_current_promotes_only_what_is_better(
+    attempt: Callable[..., Job], store: PromptStore, monkeypatch: pytest.MonkeyPatch, current: float, promoted: bool
+) -> None:
+    attempt()
+    scores(monkeypatch, current=current)
+    job = attempt(publish={"when": "better_than_current"})
+    assert job.result is not None
+    assert (job.status, job.result.version, job.result.promoted) == ("succeeded", 2, promoted)
+    version = store.get_version("mood", 2)
+    assert version.state == ("published" if promoted else "candidate")
+    assert store.get_alias("mood", "prod").version == (2 if promoted else 1)
+    assert version.card[0].details["compared_with"] == {"version": 1, "score": current}
+
+
+def test_better_than_nothing_is_promoted(attempt: Callable[..., Job], store: PromptStore) -> None:
+    job = attempt(publish={"when": "better_than_current"})
+    assert job.result is not None
+    assert job.result.promoted
+    assert store.get_alias("mood", "prod").version == 1
+
+
+def test_comparison_measures_the_current_version_on_the_same_rows(
+    attempt: Callable[..., Job], store: PromptStore
+) -> None:
+    """The same request again learns the same prompt, which is no better than itself."""
+    attempt()
+    job = attempt(publish={"when": "better_than_current"})
+    assert job.result is not None
+    assert not job.result.promoted
+    first, second = (store.get_version("mood", number).card[0] for number in (1, 2))
+    assert second.details["compared_with"] == {"version": 1, "score": first.score}
+
+
+def test_alias_that_moves_under_a_comparison_is_compared_with_again(
+    attempt: Callable[..., Job], store: PromptStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt()
+    attempt(publish={"when": "never"})
+    scores(monkeypatch, current=0.1)
+    real, seen = Publisher._decide, []
+
+    def decide(self: Publisher, *args: Any) -> Any:
+        verdict = real(self, *args)
+        if not seen:
+            store.move_alias("mood", "prod", 2, expected=None)
+        seen.append(verdict.compared.number if verdict.compared else None)
+        return verdict
+
+    monkeypatch.setattr(Publisher, "_decide", decide)
+    job = attempt(publish={"when": "better_than_current"})
+    assert seen == [1, 2]
+    assert job.result is not None
+    assert job.result.promoted
+    assert store.get_alias("mood", "prod").version == 3
+
+
+def test_version_of_another_backbone_does_not_stand_in_the_way(attempt: Callable[..., Job], store: PromptStore) -> None:
+    attempt()
+    other = store.get_version("mood", 1).meta
+    meta = other.model_copy(update={"backbone": other.backbone.model_copy(update={"fingerprint": "0" * 64})})
+    store.publish(task="mood", meta=meta, tensors={"prompt": np.ones((4, 256), np.float32)}, publication="elsewhere")
+    job = attempt(publish={"when": "better_than_current"})
+    assert job.result is not None
+    assert job.result.promoted
+
+
+def test_task_that_changed_meanwhile_is_a_conflict(
+    attempt: Callable[..., Job], store: PromptStore, context: Context, jobs: JobStore
+) -> None:
+    job, _ = jobs.submit(short_request())
+    store.put_task("mood", TaskSpec(fields=("text",), labels=("cold", "warm")))
+    with pytest.raises(Conflict, match="changed while the job ran"):
+        Session(context, job.id, context.records.claim(job.id, "here")).run()
+
+
+def test_cancel_before_publishing_stops_the_attempt_and_publishes_nothing(
+    context: Context, jobs: JobStore, store: PromptStore
+) -> None:
+    job, _ = jobs.submit(short_request())
+    number = context.records.claim(job.id, "here")
+    jobs.cancel(job.id)
+    with pytest.raises(Interrupted):
+        Session(context, job.id, number).run()
+    assert store.find_publication(job.id) is None
+
+
+def test_attempt_that_was_overtaken_publishes_nothing(
+    context: Context, jobs: JobStore, store: PromptStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = jobs.submit(short_request())
+    number = context.records.claim(job.id, "here")
+    context.records.take_back(job.id, attempt=number, reason="thought dead")
+    newer = context.records.claim(job.id, "elsewhere")
+    with pytest.raises((Lost, Interrupted)):
+        Session(context, job.id, number).run()
+    assert store.find_publication(job.id) is None
+    context.stop.clear()  # it was told that the claim is lost; the other attempt has a process of its own
+    Session(context, job.id, newer).run()
+    assert jobs.get(job.id).status == "succeeded"
+    assert len(store.list_versions("mood")[0]) == 1
+
+
+def test_publish_whose_answer_was_lost_is_made_once(
+    attempt: Callable[..., Job], store: PromptStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = store.publish, iter([True, True, False])
+
+    def publish(**what: Any) -> Any:
+        made = real(**what)
+        if next(failures):
+            raise StoreUnavailable("the connection broke after the commit")
+        return made
+
+    monkeypatch.setattr(store, "publish", publish)
+    monkeypatch.setattr(session, "RETRY_S", 0.01)
+    job = attempt()
+    assert (job.status, job.result and job.result.version) == ("succeeded", 1)
+    assert len(store.list_versions("mood")[0]) == 1
+
+
+def test_store_away_for_too_long_leaves_the_job_to_a_later_attempt(
+    attempt: Callable[..., Job], store: PromptStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def publish(**_: Any) -> Any:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(store, "publish", publish)
+    monkeypatch.setattr(session, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(session, "RETRY_S", 0.01)
+    with pytest.raises(Interrupted):
+        attempt()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(28, "No space left on device"), "storage_full"),
+        (OSError(5, "Input/output error"), "storage_failed"),
+        (torch.OutOfMemoryError("CUDA out of memory at 0x7f"), "out_of_memory"),
+        (Conflict("the task changed"), "conflict"),
+        (ValueError("secret path /srv/x"), "internal_error"),
+    ],
+)
+def test_failed_attempt_ends_the_job_with_a_code_and_no_inner_detail(
+    context: Context, jobs: JobStore, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    job, _ = jobs.submit(short_request())
+    monkeypatch.setattr(Session, "run", fail)
+    monkeypatch.setattr(run, "_context", lambda *_: context)
+    number = context.records.claim(job.id, "here")
+    settings = Settings.model_validate({"redis_url": "unix:///nothing"})
+    assert run.train(settings, context.records, job.id, number, threading.Event()) == run.ENDED
+    ended = jobs.get(job.id)
+    assert (ended.status, ended.error and ended.error.code) == ("failed", code)
+    assert ended.error is not None
+    assert "secret" not in ended.error.message
+    assert "0x7f" not in ended.error.message
+
+
+def test_interrupted_attempt_resumes_from_its_checkpoint(context: Context, jobs: JobStore, tmp_path: Path) -> None:
+    job, _ = jobs.submit(short_request(steps=6))
+    context.stop.set()
+    with pytest.raises(Interrupted):
+        Session(context, job.id, context.records.claim(job.id, "here")).run()
+    assert list(job_folder(tmp_path, job.id).glob("step-00000001.*"))
+    assert context.records.move(job.id, "queued", attempt=1) == "moved"
+    context.stop.clear()
+    Session(context, job.id, context.records.claim(job.id, "here")).run()
+    ended = jobs.get(job.id)
+    assert (ended.status, ended.attempt) == ("succeeded", 2)
+    second = [event.message for event in jobs.events(job.id)]
+    assert second.count("running") == 2
