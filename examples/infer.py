@@ -1,7 +1,7 @@
 """Five ways to ask a running Chorus, with the tasks it starts with: one text, many, mixed tasks, fan-out, streaming.
 
-    make serve                    # in one terminal
-    python examples/infer.py      # in another
+    make serve                                   # in one terminal
+    .venv/bin/python examples/infer.py           # in another
 
 Needs only httpx.
 """
@@ -111,4 +111,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except httpx.ConnectError as error:
+        sys.exit(f"No Chorus answers at {error.request.url}. Start one with: make serve")

@@ -1,13 +1,108 @@
-"""The examples: a data set that is what it says."""
+"""The examples run as a reader runs them: train.py against a whole `chorus up`, infer.py against the API; and the data
+set is what it says.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+
+from tests.fakes import FakeBackbone, World, make_world, publish
+from tests.live import serving
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LABELS = {"billing", "technical", "account", "shipping", "feedback"}
+HANG_S = 400.0
+KEY = "an-example-key-of-some-length"
+
+
+def run_example(script: str, url: str, *options: str, key: str = KEY) -> subprocess.CompletedProcess[str]:
+    """Run a script; the key goes by the environment, as a careful reader's does."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CHORUS_")}
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / script), "--url", url, *options],
+        env=environment | {"CHORUS_API_KEY": key},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a `chorus up` with a key, on a free port and an empty data folder."""
+    folder = tmp_path_factory.mktemp("examples")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CHORUS_")}
+    with (folder / "stderr").open("w") as stderr:
+        up = subprocess.Popen(
+            [sys.executable, "-m", "app", "up", "--json", "--port", "0", "--data-dir", str(folder / "data")],
+            env=environment | {"CHORUS_API_KEY": KEY, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    assert up.stdout is not None
+    try:
+        line = up.stdout.readline()
+        assert line, (folder / "stderr").read_text()
+        yield json.loads(line)["url"]
+    finally:
+        up.send_signal(signal.SIGTERM)
+        up.wait(HANG_S)
+        up.stdout.close()
+
+
+def test_train_example_teaches_a_task_that_answers_at_once(service: str) -> None:
+    run = run_example("train.py", service, "--epochs", "2")
+    assert run.returncode == 0, run.stderr
+    assert "status   succeeded" in run.stdout
+    assert "Published tickets@1: accuracy" in run.stdout
+    assert "answered right:" in run.stdout
+    assert run.stdout.splitlines()[-1].strip(" ->").split(" (")[0] in LABELS
+
+
+def test_train_example_with_a_wrong_key_says_what_the_service_says(service: str) -> None:
+    run = run_example("train.py", service, key="a-key-that-nobody-gave-out")
+    assert run.returncode == 1
+    assert "401: send the key as `Authorization: Bearer <key>`" in run.stderr
+
+
+@pytest.fixture
+def world(tmp_path: Path, redis_url: str) -> World:
+    """The API with a fake model and, beside the tasks it brings, those that the starters have and infer.py asks."""
+    world = make_world(tmp_path, redis_url, api_key=KEY)
+    for task in ("question-type", "topic", "subjectivity"):
+        publish(world.store, FakeBackbone(), task, "{text}", labels=("one", "two"))
+    return world
+
+
+def test_infer_example_shows_all_five_ways_to_ask(world: World) -> None:
+    with serving(world.app) as live:
+        run = run_example("infer.py", live.url)
+    assert run.returncode == 0, run.stderr
+    for title in ("One text", "A batch", "Mixed tasks", "Fan-out", "Streaming"):
+        assert f"\n{title}\n" in f"\n{run.stdout}"
+    assert "sentiment@1: negative  negative 50%  positive 50%" in run.stdout
+    assert run.stdout.count("question-type@1:") == 3
+    assert "error: no task no-such-task" in run.stdout
+    assert "label" in run.stdout.splitlines()[-1]
+
+
+def test_examples_when_nobody_listens_say_how_to_start() -> None:
+    for script in ("train.py", "infer.py"):
+        run = run_example(script, "http://127.0.0.1:9")
+        assert run.returncode == 1
+        assert "make serve" in run.stderr
+        assert "Traceback" not in run.stderr
 
 
 def rows(name: str) -> list[dict[str, str]]:
