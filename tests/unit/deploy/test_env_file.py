@@ -55,3 +55,8 @@ def test_example_holds_no_secret() -> None:
     text = (ROOT / ".env.example").read_text()
     assert "\nCHORUS_API_KEY=\n" in text
     assert "\nREDIS_PASSWORD=\n" in text
+
+
+def test_make_env_calls_the_script() -> None:
+    recipe = (ROOT / "Makefile").read_text().split("\nenv:", 1)[1].split("\n\n", 1)[0]
+    assert "docker/write_env.py" in recipe

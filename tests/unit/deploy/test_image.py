@@ -84,3 +84,9 @@ def test_everything_copied_is_in_the_build_context() -> None:
     copied = [line.split()[:-1] for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE)]
     sources = {source for line in copied for source in line}
     assert sources == allowed
+    assert all((ROOT / source).exists() for source in sources)
+
+
+def test_constraints_pin_a_torch_that_every_index_has() -> None:
+    (pin,) = re.findall(r"^torch==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert re.fullmatch(r"[\d.]+", pin), "a pin with +cpu would refuse the CUDA build"
