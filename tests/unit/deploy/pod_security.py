@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kustomization import containers
+from tests.unit.deploy.kustomization import containers
 
 VOLUME_KINDS = {
     "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret",

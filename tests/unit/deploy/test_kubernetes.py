@@ -12,9 +12,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from kustomization import Object, build, containers, pod_specs
 
 from app.settings import Settings
+from tests.unit.deploy.kustomization import Object, build, containers, pod_specs
 
 K8S = Path(__file__).resolve().parents[3] / "k8s"
 OVERLAYS = ("cpu", "gpu", "local")

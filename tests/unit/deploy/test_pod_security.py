@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kustomization import build, pod_specs
-from pod_security import house_violations, restricted_violations
+
+from tests.unit.deploy.kustomization import build, pod_specs
+from tests.unit.deploy.pod_security import house_violations, restricted_violations
 
 K8S = Path(__file__).resolve().parents[3] / "k8s"
 PODS = {
