@@ -55,8 +55,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in options:
             out.errors.print_exception()
-        out.error(_explain(error))
-        return Exit.FAILED
+        explained = _explain(error)
+        out.error(explained)
+        return explained.exit_code
     return Exit.DONE
 
 

@@ -31,7 +31,10 @@ class ServerFailed(Exception):
 
 
 class EmbeddedServer:
-    """The server of `folder`; a context manager that starts and stops it, or a `spec` for a supervisor to run."""
+    """The server of `folder`: a context manager that starts and stops it, or a child for a supervisor to run.
+
+    Start it from the main thread: it dies with the thread that started it.
+    """
 
     def __init__(self, folder: Path, *, echo: Echo | None = None, log_dir: Path | None = None) -> None:
         self.folder = folder

@@ -51,7 +51,15 @@ class _Slot:
 class Supervisor:
     """Runs `children`, each started when the one before it is ready, and stops them as `stop_order` says."""
 
-    def __init__(self, children: Sequence[Child], say: Say, *, stop_order: Sequence[Child] | None = None) -> None:
+    def __init__(
+        self,
+        children: Sequence[Child],
+        say: Say,
+        *,
+        stop_order: Sequence[Child] | None = None,
+        on_start: Callable[[Child], None] = lambda _child: None,
+    ) -> None:
+        self._on_start = on_start
         self._slots = [_Slot(child) for child in children]
         self._stop_order = list(reversed(children) if stop_order is None else stop_order)
         assert sorted(map(id, self._stop_order)) == sorted(map(id, children))
@@ -78,6 +86,7 @@ class Supervisor:
         for slot in self._slots:
             if self._stops:
                 return
+            self._on_start(slot.child)
             slot.start()
             deadline = time.monotonic() + slot.child.spec.ready_s
             while not slot.ready and not self._stops:

@@ -87,7 +87,7 @@ class Up:
         self._status: Status | None = None
 
     def run(self) -> None:
-        supervisor = Supervisor(self._children, self._say, stop_order=self._stop_order)
+        supervisor = Supervisor(self._children, self._say, stop_order=self._stop_order, on_start=self._show_start)
         self._status = self._console.status("Starting …") if self._console.is_terminal and not self._announce else None
         try:
             with stop_on_signals(supervisor):
@@ -153,6 +153,10 @@ class Up:
 
     def _api_is_ready(self) -> bool:
         return self._get("/readyz")[0] == 200
+
+    def _show_start(self, child: Child) -> None:
+        if self._status is not None:
+            self._status.update(f"Starting {child.spec.title} …")
 
     def _on_ready(self) -> None:
         if self._status is not None:

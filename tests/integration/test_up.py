@@ -206,6 +206,14 @@ def test_up_when_killed_leaves_nothing_running_and_keeps_its_state(tmp_path: Pat
         running.process.stdout.close()
 
 
+def test_up_when_the_model_is_refused_says_why_and_does_not_try_again(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    ended = run("up", "--port", "0", "--data-dir", str(tmp_path / "data"), "--model", str(tmp_path / "model"))
+    assert ended.returncode == 1
+    assert "has no config.json" in ended.stderr
+    assert "starting it again" not in ended.stdout + ended.stderr
+
+
 def test_up_when_no_redis_answers_says_so_at_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

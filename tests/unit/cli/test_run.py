@@ -7,7 +7,9 @@ from importlib.metadata import version
 
 import pytest
 
+from app.cli.commands import service as service_commands
 from app.cli.errors import Exit
+from app.errors import UnsupportedBackbone
 from tests.unit.cli.conftest import FakeService, Ran
 
 
@@ -104,3 +106,17 @@ def test_help_imports_nothing_heavy() -> None:
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ended.stderr == ""
     assert ended.returncode == 0
+
+
+@pytest.mark.parametrize(("param", "code"), [("model", Exit.USAGE), (None, Exit.FAILED)])
+def test_run_when_the_service_itself_cannot_work_says_so_without_a_traceback(
+    chorus: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, param: str | None, code: Exit
+) -> None:
+    def refuse(**_: object) -> None:
+        raise UnsupportedBackbone("this model is refused", param=param)
+
+    monkeypatch.setattr(service_commands, "load_settings", refuse)
+    ran = chorus("serve")
+    assert ran.code == code
+    assert "this model is refused" in ran.err
+    assert "Traceback" not in ran.err
