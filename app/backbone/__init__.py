@@ -8,13 +8,16 @@ from app.backbone.scoring import answer_logprobs, score_labels
 from app.backbone.template import Template, parse_template
 from app.backbone.tokenizer import BackboneTokenizer
 from app.backbone.verbalizer import Verbalizer, compile_verbalizer, label_words
+from prompt_store.models import Decoding, Golden  # what a loaded prompt carries, for those who know no store
 
 __all__ = [
     "Backbone",
     "BackboneConfig",
     "BackboneTokenizer",
     "Bos",
+    "Decoding",
     "Generated",
+    "Golden",
     "LoadedPrompt",
     "Row",
     "Template",

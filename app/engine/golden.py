@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import torch
 
-from app.backbone import LoadedPrompt
+from app.backbone import Golden, LoadedPrompt
 from app.engine.answers import Answer
 from app.errors import VersionUnavailable
-from prompt_store.models import Golden
 
 # Largest difference of a log-score, and the margin below which a greedy token may differ, by serving dtype.
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.1}

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from app.backbone import Backbone, LoadedPrompt, Row, encode_row
+from app.backbone import Backbone, Decoding, LoadedPrompt, Row, encode_row
 from app.engine.answers import Answer, StreamEvent, Usage, label_answer
 from app.engine.config import EngineConfig
 from app.engine.detokenizer import TextStream
@@ -35,7 +35,6 @@ from app.errors import (
     Overloaded,
     RequestCancelled,
 )
-from prompt_store.models import Decoding
 
 log = logging.getLogger(__name__)
 
@@ -195,9 +194,13 @@ class EngineService:
         vectors = prompt.vectors if request.digest is not None else None
 
         def submit(engine: Engine) -> None:
-            if vectors is not None and request.digest is not None:
-                engine.load(request.digest, vectors)
-            engine.submit(request)
+            try:
+                if vectors is not None and request.digest is not None:
+                    engine.load(request.digest, vectors)
+                engine.submit(request)
+            except (KeyError, ValueError, RuntimeError) as error:  # it never got in; it still gets its ending
+                log.error("a request could not be submitted", extra={"error": repr(error)})
+                self._deliver([Event(request.id, finish="error", error="the engine did not take this request")])
 
         self._send(submit)
         try:

@@ -70,5 +70,8 @@ class EngineThread:
             if self._stopping:
                 return False
         for command in commands:
-            command(self._engine)
+            try:
+                command(self._engine)
+            except Exception:  # commands end their own requests; nothing they do may end the thread
+                log.exception("a command to the engine failed")
         return True

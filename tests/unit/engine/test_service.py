@@ -11,7 +11,15 @@ import pytest
 from app.backbone import Backbone
 from app.engine import EngineConfig, EngineService
 from app.engine.load import DrainRate
-from app.errors import ContextTooLong, DeadlineExceeded, Draining, InvalidRequest, Overloaded, VersionUnavailable
+from app.errors import (
+    ContextTooLong,
+    DeadlineExceeded,
+    Draining,
+    EngineFailure,
+    InvalidRequest,
+    Overloaded,
+    VersionUnavailable,
+)
 from prompt_store.models import Decoding, Golden
 from tests.prompts import TEMPLATES, TEXTS, WORDS, make_prompt
 
@@ -78,6 +86,8 @@ async def test_caller_who_goes_away_cancels_the_row(llama: Backbone) -> None:
         task = asyncio.create_task(service.answer(prompt, {"text": "a"}, decoding=LONG, timeout_s=60))
         stream = service.stream(prompt, {"text": "a"}, decoding=LONG, timeout_s=60)
         await anext(stream)
+        while service.stats().running < 2:
+            await asyncio.sleep(0.001)
         task.cancel()
         await stream.aclose()
         with pytest.raises(asyncio.CancelledError):
@@ -176,3 +186,20 @@ def test_drain_rate_grows_with_the_queue_and_stays_in_bounds() -> None:
         rate.count()
     assert rate.seconds_for(100) == pytest.approx(5, rel=0.1)
     assert rate.seconds_for(10**6) == 60.0
+
+
+async def test_request_the_engine_cannot_take_fails_alone_and_the_engine_goes_on(
+    llama: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = make_prompt(llama, TEMPLATES[0])
+    async with serving(llama) as service:
+        with monkeypatch.context() as patch:
+            patch.setattr(service._engine.prompts, "load", _refuse)
+            with pytest.raises(EngineFailure, match="did not take"):
+                await service.answer(prompt, {"text": "a"}, decoding=LONG, timeout_s=60)
+        service.set_threads("two")  # type: ignore[arg-type]
+        assert (await service.answer(prompt, {"text": "a"}, decoding=Decoding(max_tokens=2), timeout_s=60)).token_ids
+
+
+def _refuse(*_: object) -> None:
+    raise RuntimeError("planted")
