@@ -44,7 +44,7 @@ def batch(chorus: httpx.Client) -> None:
 
 def mixed(chorus: httpx.Client) -> None:
     """Rows of different tasks in one request. A row that fails carries its own `error`; its neighbours are answered."""
-    requests = [
+    requests: list[dict[str, Any]] = [
         {"task": "sentiment", "input": "I could watch it again tonight."},
         {"task": "nli", "input": {"premise": "A boy feeds ducks at a pond.", "hypothesis": "The boy is asleep."}},
         {"task": "topic", "input": "The central bank left its interest rate where it was."},
