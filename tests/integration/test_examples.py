@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from app.supervisor.banner import EXAMPLES as STARTER_INPUTS
 from tests.fakes import FakeBackbone, World, make_world, publish
 from tests.live import serving
 
@@ -95,6 +96,9 @@ def test_infer_example_shows_all_five_ways_to_ask(world: World) -> None:
     assert run.stdout.count("question-type@1:") == 3
     assert "error: no task no-such-task" in run.stdout
     assert "label" in run.stdout.splitlines()[-1]
+    asked = {prompt.partition("@")[0]: set(fields) for prompt, fields, *_ in world.engine.asked}
+    assert len(asked) == 5
+    assert asked == {task: set(STARTER_INPUTS[task]) for task in asked}, "the starters read other fields"
 
 
 def test_examples_when_nobody_listens_say_how_to_start() -> None:
