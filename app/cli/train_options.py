@@ -45,7 +45,9 @@ Epochs = Annotated[float | None, typer.Option("--epochs", help="Passes over the 
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows in a step.", rich_help_panel=METHOD)]
 LearningRate = Annotated[
     float | None,
-    typer.Option("--learning-rate", help="In units of the embedding's RMS.", rich_help_panel=METHOD),
+    typer.Option(
+        "--learning-rate", help="Peak of the vectors' rate (else set by the embedding's RMS).", rich_help_panel=METHOD
+    ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Makes the run repeatable.", rich_help_panel=METHOD)]
 
