@@ -7,6 +7,8 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
 
 from app.errors import StoreDown
 
@@ -16,10 +18,19 @@ R = TypeVar("R")
 SOCKET_TIMEOUT_S = 10.0
 """Longer than any blocking read; see `records.MAX_BLOCK_MS`."""
 
+CONNECT_TIMEOUT_S, RETRIES = 2.0, 2
+"""Whoever asks retries by its own rules: a training step must not wait long for a Redis that is away."""
+
 
 def connect(redis_url: str) -> redis.Redis:
     """A client with time limits, for records and for RQ (which needs bytes, not strings)."""
-    return redis.Redis.from_url(redis_url, protocol=2, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=5.0)
+    return redis.Redis.from_url(
+        redis_url,
+        protocol=2,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), RETRIES),
+    )
 
 
 def reports_outage(function: Callable[P, R]) -> Callable[P, R]:

@@ -146,6 +146,7 @@ class JobRecords:
         *,
         progress: Progress | None = None,
         metrics: Mapping[str, Any] | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
         checkpoint: int | None = None,
         event: str = "",
     ) -> Held:
@@ -155,6 +156,8 @@ class JobRecords:
             fields += ["progress", progress.model_dump_json()]
         if metrics is not None:
             fields += ["metrics", json.dumps(dict(metrics), allow_nan=False)]
+        if hyperparameters is not None:
+            fields += ["hyperparameters", json.dumps(dict(hyperparameters), allow_nan=False)]
         if checkpoint is not None:
             fields += ["checkpoint", checkpoint]
         reply = self._report(keys=[keys.job(job_id), keys.events(job_id)], args=[attempt, event, *fields])
@@ -260,6 +263,7 @@ def _job(found: Mapping[str, str]) -> Job:
     record: dict[str, Any] = {
         name: json.loads(found[name]) for name in ("progress", "metrics", "error", "result", "data") if name in found
     }
+    used: dict[str, Any] = json.loads(found.get("hyperparameters", "{}"))
     for name in ("created", "updated", "started", "finished"):
         if name in found:
             record[f"{name}_at"] = int(found[name]) / 1000
@@ -271,7 +275,7 @@ def _job(found: Mapping[str, str]) -> Job:
         cancel_requested=found.get("cancel") == "1",
         template=plan.template,
         method=plan.method.model_dump(),
-        hyperparameters=plan.hyperparameters.model_dump(),
+        hyperparameters=plan.hyperparameters.model_dump() | used,
         publish=plan.publish.model_dump(),
         metadata=plan.metadata,
         **record,

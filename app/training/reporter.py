@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -12,11 +11,14 @@ from typing import Any
 import redis
 
 from app.training.job import Progress
-from app.training.records import Held, JobRecords, event_json
+from app.training.records import JobRecords, event_json
 from app.training.trainer import Judgement
 
 REPORT_S = 1.0
 """Least time between two reports of progress."""
+
+AWAY_S = 5.0
+"""How long nothing is said after Redis was found away."""
 
 STORIES = 200
 """Most progress events of one run; the record itself is updated with every report."""
@@ -51,10 +53,22 @@ class Reporter:
         self._losses: list[float] = []
         self._first: tuple[float, int] | None = None
         self._last_report = -REPORT_S
+        self._quiet_until = -AWAY_S
         self._last_story = 0
 
     def stop_requested(self) -> bool:
         return self._stop.is_set()
+
+    def began(self, step: int) -> None:
+        if self._attempt > 1:
+            where = f"goes on behind step {step}" if step else "begins anew: no checkpoint is on this machine"
+            self._report(
+                event=event_json("message", f"attempt {self._attempt} {where}", attempt=self._attempt, step=step)
+            )
+
+    def chose(self, hyperparameters: Mapping[str, Any]) -> None:
+        """What "auto" stands for in this run."""
+        self._report(hyperparameters=hyperparameters)
 
     def stepped(self, step: int, loss: float, best: Judgement | None) -> None:
         now = self._clock()
@@ -105,9 +119,13 @@ class Reporter:
         return None if step <= first else round((now - since) / (step - first) * (self._total - step), 1)
 
     def _report(self, **what: Any) -> None:
-        held: Held = "held"
-        with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
+        if self._clock() < self._quiet_until:
+            return
+        try:
             held = self._records.report(self._job_id, self._attempt, **what)
+        except (redis.ConnectionError, redis.TimeoutError):
+            self._quiet_until = self._clock() + AWAY_S
+            return
         if held != "held":
             self._stop.set()
 

@@ -46,8 +46,9 @@ class Schedule:
         return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * along))
 
     def describe(self, peak: float) -> dict[str, Any]:
-        """The hyperparameters as they were used."""
-        return asdict(self) | {"learning_rate": peak}
+        """The hyperparameters as they were used, by their names in a request, and the number of steps."""
+        numbers = asdict(self)
+        return {"n_epochs": numbers.pop("epochs")} | numbers | {"learning_rate": peak}
 
 
 def make_schedule(wanted: Hyperparameters, *, rows: int, num_virtual_tokens: int) -> Schedule:

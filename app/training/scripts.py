@@ -9,6 +9,7 @@ All times come from the Redis clock, in milliseconds, so that workers' clocks do
     seen             `checkpoint` at the last loss    stalls          losses in a row without a newer checkpoint
     dispatched       when it was last put on RQ       created, started, updated, finished
     progress, metrics, error, result                  JSON
+    hyperparameters                                   JSON: the numbers that "auto" stood for, once known
 """
 
 from __future__ import annotations

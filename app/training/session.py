@@ -86,6 +86,7 @@ class Session:
         self._warn_of_cuts(reporter, encoder, encoded)
         evaluator = self._evaluator(encoder, train, schedule)
         trainer = self._trainer(schedule, encoder, encoded, evaluator, dev, reporter)
+        reporter.chose(schedule.describe(trainer.peak_rate))
         outcome = trainer.run()
         self._move("evaluating")
         publisher = Publisher(

@@ -124,15 +124,15 @@ def at_step(number: int) -> Callable[[Job], bool]:
 
 
 def assert_resumed(site: Installation, job_id: str) -> None:
-    """No attempt began at step 1 again once a checkpoint had been told of."""
-    best, attempt_begins = 0, False
-    for event in site.story(job_id):
-        if event.message == "running":
-            attempt_begins = True
-        elif event.type == "progress":
-            step = event.data["step"]
-            assert not attempt_begins or best < 5 or step > best // 2, (best, step)
-            best, attempt_begins = max(best, step), False
+    """Once ten steps were made, no attempt began anew, and none began before the one before it."""
+    told = [event for event in site.story(job_id) if event.type == "progress" or "step" in event.data]
+    made, begun = 0, 0
+    for event in told:
+        if "attempt" in event.data:
+            assert event.data["step"] >= begun, event
+            assert made < 10 or event.data["step"] > 0, event
+            begun = event.data["step"]
+        made = max(made, event.data["step"])
 
 
 def test_worker_killed_three_times_loses_nothing_and_publishes_once(site: Installation) -> None:

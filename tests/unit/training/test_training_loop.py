@@ -25,7 +25,7 @@ from app.training.schedule import PATIENCE, make_schedule
 from app.training.trainer import Diverged, Interrupted, Judgement, Outcome, Trainer
 from tests.training_data import mood_rows
 
-WORDS = {"bad": [" north"], "good": [" south"]}  # nothing the backbone would say by itself
+WORDS = {"bad": [" maybe"], "good": [" sports"]}  # nothing the backbone would say by itself
 
 
 @dataclass
@@ -35,11 +35,15 @@ class Witness:
     stop_after: int = 10**9
     losses: dict[int, float] = field(default_factory=dict)
     scores: list[Judgement] = field(default_factory=list)
+    begins: list[int] = field(default_factory=list)
     saves: list[int] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def stop_requested(self) -> bool:
         return max(self.losses, default=0) >= self.stop_after
+
+    def began(self, step: int) -> None:
+        self.begins.append(step)
 
     def stepped(self, step: int, loss: float, best: Judgement | None) -> None:
         self.losses[step] = loss
@@ -142,7 +146,7 @@ def test_resumed_run_continues_bit_for_bit(backbone: Backbone, tmp_path: Path, s
         witness = Witness(stop_after=stop)
         with pytest.raises(Interrupted):
             build(backbone, tmp_path / "parts", witness, attempt=attempt).run()
-        assert min(witness.losses) == max(resumed, default=0) + 1
+        assert witness.begins == [max(resumed, default=0)]
         resumed |= witness.losses
     last = Witness()
     found = build(backbone, tmp_path / "parts", last, attempt=len(stops) + 1).run()
