@@ -37,6 +37,14 @@ async def serving(llama: Backbone, **options: Any) -> AsyncIterator[EngineServic
         await service.stop(0)
 
 
+async def until_running(service: EngineService, rows: int) -> None:
+    for _ in range(10_000):
+        if service.stats().running == rows:
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError(f"{rows} rows never ran at once")
+
+
 async def test_answers_asked_at_once_equal_answers_asked_alone(llama: Backbone) -> None:
     prompts = [make_prompt(llama, t, words=w, seed=i) for i, t in enumerate(TEMPLATES) for w in (None, WORDS)]
     async with serving(llama) as service:
@@ -86,8 +94,7 @@ async def test_caller_who_goes_away_cancels_the_row(llama: Backbone) -> None:
         task = asyncio.create_task(service.answer(prompt, {"text": "a"}, decoding=LONG, timeout_s=60))
         stream = service.stream(prompt, {"text": "a"}, decoding=LONG, timeout_s=60)
         await anext(stream)
-        while service.stats().running < 2:
-            await asyncio.sleep(0.001)
+        await until_running(service, 2)
         task.cancel()
         await stream.aclose()
         with pytest.raises(asyncio.CancelledError):
