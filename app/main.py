@@ -118,6 +118,8 @@ async def _start(settings: Settings, parts: Parts, drain: Drain, metrics: Metric
     engine = parts.engine or EngineService(backbone, _engine_config(settings))
     await engine.start()
     stack.push_async_callback(engine.stop, settings.drain_s)
+    if settings.repair:
+        await _repair(store)
     if settings.starters:
         await _install_starters(store, backbone)
     registry = Registry(
@@ -154,6 +156,17 @@ def _open_jobs(settings: Settings, store: PromptStore, backbone: Backbone) -> Jo
         max_rows=settings.max_train_rows,
         backbone=backbone,
     )
+
+
+async def _repair(store: PromptStore) -> None:
+    """Bring back what a server that lost its files has forgotten, and write the records a killed publisher left out."""
+    try:
+        report = await asyncio.to_thread(store.rebuild)
+    except StoreError as error:
+        log.warning("registry not repaired", extra={"code": error.code})
+        return
+    for problem in report.problems:
+        log.warning("registry repaired" if problem.repaired else "registry needs care", extra=problem.model_dump())
 
 
 async def _install_starters(store: PromptStore, backbone: Backbone) -> None:

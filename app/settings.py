@@ -68,6 +68,9 @@ class Settings(BaseSettings):
 
     # registry
     reconcile_s: float = Field(5.0, gt=0, description="How often a replica compares its epoch with the registry's.")
+    repair: bool = Field(
+        False, description="At start, make Redis and the record files agree; `chorus up` does so for its own server."
+    )
     orphan_grace_s: float = Field(86_400.0, ge=0, description="Age at which a blob no version names is removed.")
 
     # keys

@@ -53,7 +53,7 @@ STATUS: Mapping[type[Exception], int] = {
 INTERNAL = "something went wrong on our side; the log has it under this request id"
 FIXED_MESSAGE: Mapping[type[Exception], str] = {
     service.EngineFailure: "the model failed on this row; the log has it under this request id",
-    store.StoreUnavailable: "the registry cannot be reached now; nothing was changed",
+    store.StoreUnavailable: "the registry cannot be reached now; read again before you repeat a change",
     store.CorruptBlob: "the version's bytes failed verification",
 }
 

@@ -141,12 +141,16 @@ class Up:
             name=name,
             title=title,
             argv=(*chorus_command(), command),
-            env=environment_of(self.settings, CHORUS_REDIS_URL=self.redis_url),
+            env=environment_of(self.settings, CHORUS_REDIS_URL=self.redis_url, **self._own_server()),
             ready=ready,
             ready_s=API_READY_S,
             stop_s=stop_s + STOP_MARGIN_S,
         )
         return Child(spec, ProcessLog(name, self.log_dir, self._echo, everything=self._verbose))
+
+    def _own_server(self) -> dict[str, str]:
+        """Nobody else looks after an embedded server: the API repairs what it may have lost."""
+        return {} if self._server is None else {"CHORUS_REPAIR": "true"}
 
     def _get(self, path: str) -> tuple[int, Any]:
         return get(self.settings.host, self.settings.port, path, key=self.settings.api_key)

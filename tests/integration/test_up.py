@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -124,10 +125,7 @@ def up(data_dir: Path) -> Iterator[Running]:
         publish_echo(data_dir, running)
         yield running
     finally:
-        running.process.send_signal(signal.SIGTERM)
-        running.process.wait(READY_S)
-        assert running.process.stdout is not None
-        running.process.stdout.close()
+        stop(running)
 
 
 def test_up_runs_server_api_and_worker_and_says_where(up: Running) -> None:
@@ -236,3 +234,28 @@ def test_up_when_an_option_cannot_work_names_what_does(tmp_path: Path, options: 
     assert ended.returncode == 2
     assert words in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_up_whose_server_lost_its_files_brings_back_every_version(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    first = start(data_dir)
+    try:
+        publish_echo(data_dir, first)
+    finally:
+        stop(first)
+    shutil.rmtree(data_dir / "redis")
+    second = start(data_dir)
+    try:
+        answer = second.answer()
+        assert answer.status_code == 200
+        assert answer.json()["outputs"][0]["version"] == 1
+        assert httpx.get(f"{second.url}/health", timeout=60).json()["status"] == "ok"
+    finally:
+        stop(second)
+
+
+def stop(running: Running) -> None:
+    running.process.send_signal(signal.SIGTERM)
+    running.process.wait(READY_S)
+    assert running.process.stdout is not None
+    running.process.stdout.close()
