@@ -47,13 +47,13 @@ class Recipe:
 RECIPES = (
     Recipe(
         "sentiment", ("sst2",), "sst2", "<prompt:20>Review: {text}\nSentiment:",
-        {"negative": " negative", "positive": " positive"}, 700,
+        {"negative": " negative", "positive": " positive"}, 500,
         "Is an English sentence of a film review positive or negative?",
         "Stanford Sentiment Treebank, GLUE form; for research",
     ),
     Recipe(
         "nli", ("snli", "mnli"), "snli", "<prompt:20>Premise: {premise}\nHypothesis: {hypothesis}\nAnswer:",
-        {"entailment": " yes", "neutral": " maybe", "contradiction": " no"}, 900,
+        {"entailment": " yes", "neutral": " maybe", "contradiction": " no"}, 800,
         "Does the premise entail the hypothesis, contradict it, or neither?",
         "SNLI: CC BY-SA 4.0; MultiNLI: OANC and the licences of its sources",
     ),
@@ -65,7 +65,7 @@ RECIPES = (
     ),
     Recipe(
         "question-type", ("trec",), "trec", "<prompt:20>Question: {text}\nAsks for:",
-        {name: f" {name}" for name in ("abbreviation", "description", "entity", "human", "location", "number")}, 400,
+        {name: f" {name}" for name in ("abbreviation", "description", "entity", "human", "location", "number")}, 500,
         "What kind of thing does a question ask for?",
         "TREC question classification (Li and Roth 2002); for research",
     ),
@@ -172,7 +172,8 @@ def evaluate(client: httpx.Client, recipe: Recipe, rows: Rows) -> Evaluation:
 
 
 def read_rows(file: Path) -> Rows:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    with file.open(encoding="utf-8") as lines:  # not str.splitlines: texts hold line separators of their own
+        return [json.loads(line) for line in lines if line.strip()]
 
 
 def _hits(evaluation: Evaluation) -> int:

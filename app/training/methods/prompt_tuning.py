@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from app.training.methods.base import Learner, Surroundings
 from app.training.requests import PromptTuning as Config
 
-PLAIN_RATE = 0.05
+PLAIN_RATE = 0.2
 """Learning rate of free vectors, in units of the embeddings' RMS: Adam moves each coordinate by about this a step."""
 
-RESIDUAL_VECTOR_RATE = 0.05
+RESIDUAL_VECTOR_RATE = 0.2
 """The same where a network stands before the vectors."""
 
-RESIDUAL_MLP_RATE = 3e-3
+RESIDUAL_MLP_RATE = 1e-3
 MLP_WIDTH = 256
 
 FREQUENT_TOKENS = 5000
