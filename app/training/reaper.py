@@ -1,4 +1,5 @@
 """Keeps jobs from being lost: takes back claims whose lease is silent, queues again what has no place in the queue.
+Now and then it tidies up: checkpoints of jobs that have ended, blobs that no version names.
 
 Every worker runs one; each step is a compare-and-set, so that two of them do no harm.
 """
@@ -15,23 +16,31 @@ from app.training.job import JOB_ID
 from app.training.queue import Dispatcher
 from app.training.records import JobRecords
 from app.training.supervision import give_up
-from prompt_store import PromptStore
+from prompt_store import PromptStore, StoreError
 
 SWEEP_S = 600.0
-"""Time between two looks for folders of jobs that have ended."""
+"""Time between two looks for folders of jobs that have ended and for orphaned blobs."""
 
 log = logging.getLogger(__name__)
 
 
 class Reaper:
     def __init__(
-        self, records: JobRecords, dispatcher: Dispatcher, store: PromptStore, data_dir: Path, *, every_s: float
+        self,
+        records: JobRecords,
+        dispatcher: Dispatcher,
+        store: PromptStore,
+        data_dir: Path,
+        *,
+        every_s: float,
+        orphan_grace_s: float,
     ) -> None:
         self._records = records
         self._dispatcher = dispatcher
         self._store = store
         self._data_dir = data_dir
         self._every_s = every_s
+        self._orphan_grace_s = orphan_grace_s
         self._next = self._next_sweep = time.monotonic()
 
     def tick(self) -> None:
@@ -46,6 +55,7 @@ class Reaper:
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_S
             self._sweep(set(live))
+            self._collect_orphans()
 
     def _look_after(self, job_id: str) -> None:
         reply = self._records.take_back(job_id, attempt=None, reason="the worker was lost")
@@ -65,6 +75,16 @@ class Reaper:
         for path in folder.iterdir():
             if JOB_ID.fullmatch(path.name) and path.name not in live and self._has_ended(path.name):
                 shutil.rmtree(path, ignore_errors=True)
+
+    def _collect_orphans(self) -> None:
+        """Tidying up must never disturb the job at hand: what keeps it from working is logged, and tried again later."""
+        try:
+            collected = self._store.collect_orphans(grace_s=self._orphan_grace_s)
+        except StoreError as error:
+            log.warning("orphaned blobs were not looked for: %s", error)
+            return
+        for digest in collected:
+            log.info("blob %s: no version names it; put into quarantine", digest)
 
     def _has_ended(self, job_id: str) -> bool:
         try:

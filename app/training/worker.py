@@ -118,7 +118,14 @@ def run_worker(settings: Settings) -> int:
     with PromptStore.open(settings.redis_url, settings.blobs) as store:
         dispatcher = Dispatcher(client)
         supervisor = Supervisor(settings, records, store, host=host, name=name, stop=stop)
-        reaper = Reaper(records, dispatcher, store, settings.data_dir, every_s=settings.job_lease_s / 3)
+        reaper = Reaper(
+            records,
+            dispatcher,
+            store,
+            settings.data_dir,
+            every_s=settings.job_lease_s / 3,
+            orphan_grace_s=settings.orphan_grace_s,
+        )
         worker = _connected_worker(client, name, supervisor, dispatcher, reaper, stop)
         log.info("worker %s is ready", name)
         if worker is not None:

@@ -27,7 +27,7 @@ from tests.training_data import LEASE_S, short_request
 
 @pytest.fixture
 def reaper(records: JobRecords, client: redis.Redis, store: PromptStore, tmp_path: Path) -> Reaper:
-    return Reaper(records, Dispatcher(client), store, tmp_path, every_s=0)
+    return Reaper(records, Dispatcher(client), store, tmp_path, every_s=0, orphan_grace_s=0)
 
 
 @pytest.fixture
@@ -65,6 +65,15 @@ def test_reaper_queues_a_lost_job_again(
     reaper.tick()
     job = jobs.get(job_id)
     assert (job.status, job.queue_position) == ("queued", 0)
+
+
+def test_reaper_takes_blobs_that_no_version_names_out_of_service(reaper: Reaper, store: PromptStore) -> None:
+    publish(store, "kept")
+    kept = set(store.blobs.digests())
+    orphan = store.blobs.put(b"left by a publisher that died")
+    reaper.tick()
+    assert set(store.blobs.digests()) == kept
+    assert list(store.blobs.quarantined()) == [orphan]
 
 
 def test_reaper_leaves_a_job_alone_whose_worker_lives(
