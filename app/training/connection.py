@@ -42,5 +42,7 @@ def reports_outage(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise StoreDown("jobs and data sets are out of reach: Redis does not answer") from error
+        except redis.RedisError as error:  # it answers, and refuses: memory full, no right, loading, read-only
+            raise StoreDown("jobs and data sets are out of reach: Redis refuses") from error
 
     return call

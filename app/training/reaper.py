@@ -77,7 +77,7 @@ class Reaper:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _collect_orphans(self) -> None:
-        """Tidying up must never disturb the job at hand: what keeps it from working is logged, and tried again later."""
+        """Tidying up must never disturb the job at hand: what keeps it from working is logged and tried again."""
         try:
             collected = self._store.collect_orphans(grace_s=self._orphan_grace_s)
         except StoreError as error:

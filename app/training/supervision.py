@@ -29,6 +29,9 @@ GRACE_S = 20.0
 STOPPED = os.EX_TEMPFAIL
 """Exit code of a trainer that saved its place; see `run.py`."""
 
+CANNOT_START = 126
+"""What a shell says of a program that it could not run."""
+
 log = logging.getLogger(__name__)
 
 
@@ -64,7 +67,11 @@ class Supervisor:
         self._store.raise_fence(job_id, attempt)
         if self._published_before(job_id, attempt):
             return False
-        trainer = self._start(job_id, attempt)
+        try:
+            trainer = self._start(job_id, attempt)
+        except OSError as error:  # no memory for a process, no right to run it: as if the trainer had died at once
+            log.error("%s: the trainer could not be started: %s", job_id, error)
+            return self._settle(job_id, attempt, CANNOT_START)
         try:
             self._watch(trainer, job_id, attempt, beat)
         finally:

@@ -131,6 +131,28 @@ def test_job_that_was_published_by_an_earlier_attempt_is_only_marked_so(
     assert supervisor.attend(job_id, beat=lambda: None) is False
 
 
+def test_job_whose_trainer_cannot_be_started_waits_for_another_try(
+    monkeypatch: pytest.MonkeyPatch,
+    records: JobRecords,
+    store: PromptStore,
+    jobs: JobStore,
+    job_id: str,
+    tmp_path: Path,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("app.training.supervision.subprocess.Popen", refuse)
+    settings = Settings.model_validate({"redis_url": "unix:///nothing", "data_dir": tmp_path})
+    supervisor = Supervisor(settings, records, store, host="h", name="w", stop=threading.Event())
+    assert supervisor.attend(job_id, beat=lambda: None) is True
+    assert jobs.get(job_id).status == "queued"
+    for _ in range(GIVE_UP_AFTER):
+        supervisor.attend(job_id, beat=lambda: None)
+    job = jobs.get(job_id)
+    assert (job.status, job.error and job.error.code) == ("failed", "worker_lost")
+
+
 def test_settings_reach_a_child_through_its_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CHORUS_API_KEY", "of-the-parent")
     monkeypatch.chdir(tmp_path)
