@@ -7,6 +7,8 @@ the plain prompt, and after training only the resulting [P, H] tensor is kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -92,17 +94,23 @@ def initial_vectors(init: str, around: Surroundings) -> Tensor:
     random   normal, at the embeddings' scale
     vocab    embeddings of tokens drawn from the rows' frequent ones
     text     embeddings of the given text's tokens, repeated or cut to P
-    labels   mean embedding of each label's words, repeated; without labels as `vocab`
+    labels   embeddings of the tokens of the labels' words, the labels in turn, filled up as `vocab` does
     """
     count = around.num_virtual_tokens
     if init == "random":
         return _normal((count, around.hidden_size), around.rms, around.generator).to(around.embedding.device)
     if init == "text" and around.text_tokens:
         return _rows(around.embedding, [around.text_tokens[j % len(around.text_tokens)] for j in range(count)])
-    if init == "labels" and around.label_tokens:
-        means = [_rows(around.embedding, tokens).mean(0) for tokens in around.label_tokens]
-        return torch.stack([means[j % len(means)] for j in range(count)])
-    return _rows(around.embedding, _draw(around))
+    drawn = _draw(around)
+    if init == "labels":
+        drawn = (_in_turn(around.label_tokens) + drawn)[:count]
+    return _rows(around.embedding, drawn)
+
+
+def _in_turn(label_tokens: Sequence[Sequence[int]]) -> list[int]:
+    """The first token of each label, then the second of each that has one, and so on."""
+    longest = max(map(len, label_tokens), default=0)
+    return [tokens[j] for j in range(longest) for tokens in label_tokens if j < len(tokens)]
 
 
 def _draw(around: Surroundings) -> list[int]:
@@ -113,7 +121,7 @@ def _draw(around: Surroundings) -> list[int]:
     return picks[: around.num_virtual_tokens]
 
 
-def _rows(embedding: Tensor, tokens: list[int] | tuple[int, ...] | object) -> Tensor:
+def _rows(embedding: Tensor, tokens: Sequence[int]) -> Tensor:
     index = torch.as_tensor(tokens, dtype=torch.int64, device=embedding.device)
     return embedding[index].detach().clone().float()
 
