@@ -13,7 +13,7 @@ MAX_CALLS = 8
 
 # One example for each starter task, by its fields. Ours, from no data set.
 EXAMPLES: dict[str, dict[str, str]] = {
-    "sentiment": {"text": "The plot drags, but the last ten minutes are a gift."},
+    "sentiment": {"text": "A warm and funny film with a wonderful cast."},
     "nli": {
         "premise": "Two girls carry a kayak down to the lake.",
         "hypothesis": "Somebody is outdoors.",
