@@ -18,7 +18,7 @@ from app.settings import Settings
 from app.training.job import JobError, JobResult
 from app.training.process import environment
 from app.training.records import GIVE_UP_AFTER, Held, JobRecords, job_folder
-from prompt_store import PromptStore
+from prompt_store import PromptStore, StoreError
 
 TRAINER = (sys.executable, "-m", "app.training.run")
 """How a trainer is started; the job, the attempt and our process id follow."""
@@ -107,7 +107,7 @@ class Supervisor:
                 self._records.register_trainer(self._host, self._name, ttl_s=self._settings.job_lease_s)
                 beat()
                 heard = time.monotonic()
-            except (redis.ConnectionError, redis.TimeoutError) as error:
+            except (redis.ConnectionError, redis.TimeoutError, StoreError) as error:
                 log.warning("%s: no sign of life could be given: %s", job_id, error)
             if held == "lost":
                 trainer.kill()
@@ -150,7 +150,11 @@ class Supervisor:
 
 
 def give_up(records: JobRecords, store: PromptStore, job_id: str, *, attempt: int | None) -> None:
-    """End a job that was lost too often; if it had published before it was lost, it succeeded."""
+    """End a job that was lost too often; if it had published before it was lost, it succeeded.
+
+    A holder that was only frozen may wake up: from here on it can publish nothing.
+    """
+    store.raise_fence(job_id, records.get(job_id).attempt + 1)
     version = store.find_publication(job_id)
     if version is not None:
         records.move(job_id, "publishing", attempt=attempt)

@@ -21,7 +21,7 @@ from app.training.records import GIVE_UP_AFTER, JobRecords, job_folder
 from app.training.reporter import REPORT_S, STORIES, Reporter
 from app.training.supervision import Supervisor
 from app.training.trainer import Judgement
-from prompt_store import BackboneRef, PromptMeta, PromptStore, TaskSpec
+from prompt_store import BackboneRef, Fenced, PromptMeta, PromptStore, TaskSpec
 from tests.training_data import LEASE_S, short_request
 
 
@@ -44,7 +44,7 @@ def lose(client: redis.Redis, records: JobRecords, job_id: str, *, stalls: int =
     return attempt
 
 
-def publish(store: PromptStore, job_id: str) -> None:
+def publish(store: PromptStore, job_id: str, *, fence: int | None = None) -> None:
     meta = PromptMeta(
         task="mood",
         template="<prompt:1>{text}",
@@ -55,7 +55,7 @@ def publish(store: PromptStore, job_id: str) -> None:
     )
     tensors = {"prompt": np.ones((1, 2), np.float32)}
     spec = TaskSpec(fields=("text",), labels=("bad", "good"))
-    store.publish(task="mood", meta=meta, tensors=tensors, publication=job_id, spec=spec)
+    store.publish(task="mood", meta=meta, tensors=tensors, publication=job_id, spec=spec, fence=fence)
 
 
 def test_reaper_queues_a_lost_job_again(
@@ -91,6 +91,16 @@ def test_job_lost_too_often_fails(
     reaper.tick()
     job = jobs.get(job_id)
     assert (job.status, job.error and job.error.code) == ("failed", "worker_lost")
+
+
+def test_frozen_holder_of_a_job_that_was_given_up_publishes_nothing(
+    reaper: Reaper, client: redis.Redis, records: JobRecords, jobs: JobStore, store: PromptStore, job_id: str
+) -> None:
+    attempt = lose(client, records, job_id, stalls=GIVE_UP_AFTER - 1)
+    reaper.tick()
+    with pytest.raises(Fenced):
+        publish(store, job_id, fence=attempt)
+    assert jobs.get(job_id).status == "failed"
 
 
 def test_job_lost_too_often_that_had_published_succeeds(
