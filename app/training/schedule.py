@@ -15,7 +15,7 @@ MIN_STEPS, MAX_STEPS = 60, 500
 
 EVALUATIONS = 20
 PATIENCE = 8
-"""Evaluations in a run, and how many of them may pass without a better score before it ends."""
+"""Evaluations in a run, and how many of them may pass with neither a better score nor a lower loss before it ends."""
 
 WARM_UP_SHARE, WARM_UP_STEPS = 0.06, 500
 FINAL_SHARE = 0.05

@@ -7,6 +7,7 @@ neither Redis nor the registry. On the CPU a resumed run continues bit for bit.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,6 +87,7 @@ class _Place:
     step: int = 0
     bad_steps: int = 0
     stale_evaluations: int = 0
+    lowest_loss: float = sys.float_info.max
     seconds: float = 0.0
     done: bool = False
     stopped_early: bool = False
@@ -219,10 +221,11 @@ class Trainer:
             judgement = self._judge(self._learner.prompt().detach())
         better = math.isfinite(judgement.loss) and (place.best is None or judgement.rank > place.best.rank)
         if better:
-            place.best, place.best_step, place.stale_evaluations = judgement, place.step, 0
+            place.best, place.best_step = judgement, place.step
             place.best_tensors = {name: torch.from_numpy(array) for name, array in self._learner.export().items()}
-        else:
-            place.stale_evaluations += 1
+        # A falling loss is progress too: the score of a few hundred rows moves in steps, and by chance.
+        place.stale_evaluations = 0 if better or judgement.loss < place.lowest_loss else place.stale_evaluations + 1
+        place.lowest_loss = min(place.lowest_loss, judgement.loss)
         self._listener.evaluated(place.step, judgement, best=better)
 
     def _outcome(self) -> Outcome:
@@ -241,7 +244,10 @@ class Trainer:
         place = self._place
         state: dict[str, Any] = {
             name: getattr(place, name)
-            for name in ("bad_steps", "stale_evaluations", "seconds", "done", "stopped_early", "best_step")
+            for name in (
+                *("bad_steps", "stale_evaluations", "lowest_loss"),
+                *("seconds", "done", "stopped_early", "best_step"),
+            )
         }
         if place.best is not None:
             state["best"] = [place.best.score, place.best.loss, place.best.lower_is_better]

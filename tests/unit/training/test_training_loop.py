@@ -218,6 +218,14 @@ def test_run_without_improvement_stops_early(backbone: Backbone, tmp_path: Path)
     assert len(witness.scores) == 1 + PATIENCE
 
 
+def test_score_that_falls_after_its_best_does_not_stop_a_run_whose_loss_falls(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    answers = (Judgement(0.5 if n else 0.9, 100.0 - n) for n in range(100))
+    outcome = build(backbone, tmp_path, Witness(), steps=24, judge=lambda _: next(answers), checkpoint_s=60).run()
+    assert (outcome.stopped_early, outcome.best_step) == (False, 1)
+
+
 def broken_losses(monkeypatch: pytest.MonkeyPatch, bad: Mapping[int, float]) -> None:
     """Multiply the loss of the steps in `bad`, counted from 1."""
     real, calls = loop.loss_sums, iter(range(1, 10**9))
