@@ -202,7 +202,7 @@ async def _share_threads(services: Services) -> None:
             trainers = await asyncio.to_thread(services.jobs.active_trainers, services.host)
         except Exception as error:  # whatever it is, the last count stays until there is a new one
             log.debug("trainers not counted", exc_info=error)
-        wanted = max(1, cores - trainers)
+        wanted = max(1, cores - trainers * max(1, cores // 2))  # a trainer takes half of them
         if wanted != given:
             services.engine.set_threads(wanted)
             log.info("threads shared", extra={"serving": wanted, "trainers": trainers})
