@@ -42,6 +42,7 @@ class Recipe:
     steps: int
     description: str
     licence: str
+    caution: str = ""
 
 
 RECIPES = (
@@ -74,6 +75,7 @@ RECIPES = (
         {"different": " no", "duplicate": " yes"}, 300,
         "Do two questions ask the same thing?",
         "Quora Question Pairs, a slice; Quora's terms, for research",
+        "the backbone's pretraining text held rows of this slice: do not quote",
     ),
     Recipe(
         "subjectivity", ("subj",), "subj", "<prompt:20>Text: {text}\nThis is",
@@ -167,7 +169,7 @@ def evaluate(client: httpx.Client, recipe: Recipe, rows: Rows) -> Evaluation:
         split="test",
         baselines={"majority": float(majority_share([row["label"] for row in rows]).split()[0]) / 100},
         at=time.time(),
-        details={"data": recipe.test, "hits": hits},
+        details={"data": recipe.test, "hits": hits} | ({"caution": recipe.caution} if recipe.caution else {}),
     )
 
 
