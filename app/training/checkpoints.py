@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from app.training.files import write_atomically
@@ -34,7 +35,7 @@ class Checkpoints:
         """Raises OSError, with the earlier checkpoints untouched."""
         record = json.dumps({"identity": self._identity, "step": step, **state})
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        data = safetensors.torch.save(contiguous, metadata={"state": record})
+        data = save_safetensors(contiguous, metadata={"state": record})
         write_atomically(self._folder / f"step-{step:08d}.attempt-{self._attempt:06d}.safetensors", data)
         for path in self._newest_first()[KEEP:]:
             path.unlink(missing_ok=True)
@@ -44,7 +45,7 @@ class Checkpoints:
         for path in self._newest_first():
             try:
                 data = path.read_bytes()
-                tensors = safetensors.torch.load(data)
+                tensors = load_safetensors(data)
                 state = _state(data)
             except (OSError, SafetensorError, ValueError, KeyError):
                 continue
