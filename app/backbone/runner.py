@@ -24,12 +24,14 @@ from app.backbone.verbalizer import Verbalizer
 @dataclass(frozen=True)
 class PrefillItem:
     """A row to run for the first time. `prompt` [P, H] on the backbone's device, or None; `prefix` its cached keys and
-    values, or None to compute them in passing; `verbalizer` if its labels are to be scored."""
+    values, or None to compute them in passing; `verbalizer` if its labels are to be scored; `trunk` counts the leading
+    ids, plain text, that it shares with the item before it: a runner may compute them once, and need not."""
 
     row: Row
     prompt: Tensor | None = None
     prefix: PrefixKV | None = None
     verbalizer: Verbalizer | None = None
+    trunk: int = 0
 
 
 @dataclass(frozen=True)
