@@ -36,7 +36,10 @@ async def pin(services: Services, refs: Iterable[str]) -> Pins:
     for outcome in found:
         if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
             raise outcome
-    return dict(zip(unique, found, strict=True))  # type: ignore[arg-type]
+    return {
+        ref: outcome if isinstance(outcome, Exception) else outcome.members[0]  # type: ignore[union-attr]
+        for ref, outcome in zip(unique, found, strict=True)
+    }
 
 
 async def answer_rows(services: Services, rows: list[Request]) -> list[Output]:

@@ -19,6 +19,7 @@ from app.backbone import Backbone, LoadedPrompt, load_prompt
 from app.errors import ChorusError, StoreDown, VersionUnavailable
 from app.registry.cache import PromptCache, Refusal
 from app.registry.follower import Follower
+from app.registry.resolved import Resolved
 from app.telemetry import Metrics
 from prompt_store import PromptStore, Snapshot, StoreError, VersionNotFound, parse_ref
 from prompt_store.models import Alias, Task, TaskSpec, Version
@@ -110,13 +111,21 @@ class Registry:
 
     # answering
 
-    async def resolve(self, ref: str) -> LoadedPrompt:
-        """The verified prompt that `ref` means now.
+    async def resolve(self, ref: str) -> Resolved:
+        """The verified prompts that `ref` means now.
 
         Raises InvalidReference, InvalidName, TaskNotFound, VersionNotFound, AliasNotFound, VersionUnavailable, and
         StoreDown while nothing is known at all.
         """
         version = self.find(ref)
+        prompt = await self._servable(version)
+        return Resolved(ref, self._view().task(version.task), "version", (prompt,), (1.0,))
+
+    async def resolve_version(self, ref: str) -> LoadedPrompt:
+        """The one verified prompt that `ref` means now. Raises as `resolve` does."""
+        return await self._servable(self.find(ref))
+
+    async def _servable(self, version: Version) -> LoadedPrompt:
         name = f"{version.task}@{version.number}"
         if version.state == "retired":
             raise VersionNotFound(f"{name} was retired", param="task")

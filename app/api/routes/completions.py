@@ -57,7 +57,7 @@ async def complete(body: CompletionBody, services: ServicesDep, request: Request
     check_count(services, len(prompts))
     if body.stream and len(prompts) > 1:
         raise CapabilityMissing("a stream takes one prompt", param="prompt")
-    prompt = await services.registry.resolve(body.model)
+    prompt = await services.registry.resolve_version(body.model)
     _check_text_task(prompt)
     if body.stream:
         return await connected(request, _stream(services, prompt, prompts[0], body))

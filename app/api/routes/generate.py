@@ -61,7 +61,7 @@ def new_id(kind: str) -> str:
 
 async def _answer(services: Services, ref: str, body: GenerateBody) -> list[Output]:
     """A single input fails as a whole; of several inputs each fails for itself."""
-    prompt = await services.registry.resolve(ref)
+    prompt = await services.registry.resolve_version(ref)
     if body.input is not None:
         return [await answer_one(services, prompt, body.input, body)]
     inputs = body.inputs or []
@@ -72,7 +72,7 @@ async def _answer(services: Services, ref: str, body: GenerateBody) -> list[Outp
 async def _stream(services: Services, ref: str, body: GenerateBody) -> EventStream:
     """Wait for the first event, so that what fails before it is a plain HTTP error."""
     assert body.input is not None
-    prompt = await services.registry.resolve(ref)
+    prompt = await services.registry.resolve_version(ref)
     outputs = Relay(stream_one(services, prompt, body.input, body))
     try:
         first = await anext(outputs)

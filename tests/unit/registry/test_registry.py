@@ -121,9 +121,13 @@ async def until(true: Callable[[], bool]) -> None:
 def test_reference_resolves_to_a_verified_prompt(store: FragileStore, tmp_path: Path) -> None:
     async def test() -> None:
         async with running(store, tmp_path) as registry:
-            prompt = await registry.resolve("echo")
+            prompt = await registry.resolve_version("echo")
             assert (prompt.task, prompt.version, prompt.template.source) == ("echo", 1, "{text}")
             assert prompt.digest == store.get_version("echo", 1).digest
+            resolved = await registry.resolve("echo")
+            assert (resolved.ref, resolved.mode, resolved.weights) == ("echo", "version", (1.0,))
+            assert resolved.members == (prompt,)
+            assert resolved.task == store.get_task("echo")
 
     run(test())
 
@@ -132,7 +136,7 @@ def test_unknown_task_is_not_found(store: FragileStore, tmp_path: Path) -> None:
     async def test() -> None:
         async with running(store, tmp_path) as registry:
             with pytest.raises(TaskNotFound):
-                await registry.resolve("nothing")
+                await registry.resolve_version("nothing")
 
     run(test())
 
@@ -142,12 +146,12 @@ def test_move_made_elsewhere_is_seen_within_a_second(store: FragileStore, tmp_pa
 
     async def test() -> None:
         async with running(store, tmp_path, reconcile_s=60) as registry:
-            assert (await registry.resolve("echo")).version == 1
+            assert (await registry.resolve_version("echo")).version == 1
             began = time.monotonic()
             await asyncio.to_thread(partial(store.move_alias, "echo", "prod", 2, expected=None))
             await until(lambda: registry.alias("echo", "prod").version == 2)
             assert time.monotonic() - began < 1
-            assert (await registry.resolve("echo")).version == 2
+            assert (await registry.resolve_version("echo")).version == 2
 
     run(test())
 
@@ -190,7 +194,7 @@ def test_many_first_requests_for_a_cold_version_load_it_once(store: FragileStore
 
     async def test() -> None:
         async with running(store, tmp_path) as registry:
-            prompts = await asyncio.gather(*(registry.resolve("echo@2") for _ in range(1000)))
+            prompts = await asyncio.gather(*(registry.resolve_version("echo@2") for _ in range(1000)))
             assert len({id(prompt) for prompt in prompts}) == 1
             assert store.loads.count("echo@2") == 1
 
@@ -202,7 +206,7 @@ def test_caller_that_leaves_does_not_end_the_load_for_others(store: FragileStore
 
     async def test() -> None:
         async with running(store, tmp_path) as registry:
-            leaving, staying = (asyncio.create_task(registry.resolve("echo@2")) for _ in range(2))
+            leaving, staying = (asyncio.create_task(registry.resolve_version("echo@2")) for _ in range(2))
             await asyncio.sleep(0)
             leaving.cancel()
             assert (await staying).version == 2
@@ -218,7 +222,7 @@ def test_what_aliases_point_to_is_loaded_before_anybody_asks(store: FragileStore
             assert admit.admitted == ["echo@1"]
             await asyncio.to_thread(publish, store, FakeBackbone(), "echo", "Again: {text}")
             await until(lambda: "echo@2" in admit.admitted)
-            await registry.resolve("echo")
+            await registry.resolve_version("echo")
             assert admit.admitted.count("echo@2") == 1
 
     run(test())
@@ -232,10 +236,10 @@ def test_version_that_fails_verification_is_refused_alone(store: FragileStore, t
         async with running(store, tmp_path, reconcile_s=60) as registry:
             for _ in range(20):
                 with pytest.raises(VersionUnavailable, match="echo@2 cannot be served here"):
-                    await registry.resolve("echo:broken")
+                    await registry.resolve_version("echo:broken")
             assert store.loads.count("echo@2") == 1
             assert [(one.version, one.code) for one in registry.refusals] == [("echo@2", "blob_not_found")]
-            assert (await registry.resolve("echo")).version == 1
+            assert (await registry.resolve_version("echo")).version == 1
 
     run(test())
 
@@ -246,10 +250,10 @@ def test_refused_version_is_tried_again_after_a_while(store: FragileStore, tmp_p
     async def test() -> None:
         async with running(store, tmp_path, reconcile_s=0.05) as registry:
             with pytest.raises(VersionUnavailable):
-                await registry.resolve("echo")
+                await registry.resolve_version("echo")
             store.broken.clear()
             await asyncio.sleep(0.06)
-            assert (await registry.resolve("echo")).version == 1
+            assert (await registry.resolve_version("echo")).version == 1
             assert registry.refusals == []
 
     run(test())
@@ -261,7 +265,7 @@ def test_golden_replay_that_fails_refuses_the_version(store: FragileStore, tmp_p
         admit.refuse = EngineFailure("golden outputs differ")
         async with running(store, tmp_path, admit) as registry:
             with pytest.raises(VersionUnavailable):
-                await registry.resolve("echo")
+                await registry.resolve_version("echo")
 
     run(test())
 
@@ -272,9 +276,9 @@ def test_busy_engine_is_not_held_against_the_version(store: FragileStore, tmp_pa
         admit.refuse = Overloaded("full")
         async with running(store, tmp_path, admit, reconcile_s=60) as registry:
             with pytest.raises(Overloaded):
-                await registry.resolve("echo")
+                await registry.resolve_version("echo")
             admit.refuse = None
-            assert (await registry.resolve("echo")).version == 1
+            assert (await registry.resolve_version("echo")).version == 1
 
     run(test())
 
@@ -289,7 +293,7 @@ def test_version_out_of_service_does_not_answer(
     async def test() -> None:
         async with running(store, tmp_path) as registry:
             with pytest.raises(error):
-                await registry.resolve("echo@2")
+                await registry.resolve_version("echo@2")
 
     run(test())
 
@@ -301,7 +305,7 @@ def test_least_used_prompts_are_dropped_first(store: FragileStore, tmp_path: Pat
     async def test() -> None:
         async with running(store, tmp_path, capacity=2) as registry:
             for ref in ("echo@1", "echo@2", "echo@1", "echo@3", "echo@1", "echo@2"):
-                await registry.resolve(ref)
+                await registry.resolve_version(ref)
             assert store.loads == ["echo@1", "echo@2", "echo@3", "echo@2"]
 
     run(test())
@@ -312,7 +316,7 @@ def test_store_that_goes_away_degrades_and_answers_go_on(store: FragileStore, tm
         async with running(store, tmp_path) as registry:
             store.down = True
             await until(lambda: registry.degraded)
-            assert (await registry.resolve("echo")).version == 1
+            assert (await registry.resolve_version("echo")).version == 1
             store.down = False
             await until(lambda: not registry.degraded)
 
@@ -327,7 +331,7 @@ def test_cold_start_without_the_store_answers_from_the_manifest(store: FragileSt
         async with running(store, tmp_path) as registry:
             assert registry.degraded
             assert registry.degraded_code == "store_unavailable"
-            assert (await registry.resolve("echo")).version == 1
+            assert (await registry.resolve_version("echo")).version == 1
             store.down = False
             await until(lambda: not registry.degraded)
 
@@ -340,10 +344,10 @@ def test_cold_start_without_store_and_manifest_waits_for_the_store(store: Fragil
         async with running(store, tmp_path / "elsewhere") as registry:
             assert not registry.known
             with pytest.raises(StoreDown):
-                await registry.resolve("echo")
+                await registry.resolve_version("echo")
             store.down = False
             await until(lambda: registry.known)
-            assert (await registry.resolve("echo")).version == 1
+            assert (await registry.resolve_version("echo")).version == 1
 
     run(test())
 
@@ -358,7 +362,7 @@ def test_store_that_forgot_what_its_files_hold_does_not_replace_what_is_known(
         forgotten.forgetful = True
         async with running(forgotten, tmp_path) as registry:
             assert registry.degraded_code == "store_behind"
-            assert (await registry.resolve("echo")).version == 1
+            assert (await registry.resolve_version("echo")).version == 1
 
     run(test())
 
@@ -384,12 +388,12 @@ def test_pages_end_where_they_should(store: FragileStore, tmp_path: Path) -> Non
 def test_new_task_of_a_deleted_name_never_answers_with_the_old_prompt(store: FragileStore, tmp_path: Path) -> None:
     async def test() -> None:
         async with running(store, tmp_path) as registry:
-            await registry.resolve("echo")
+            await registry.resolve_version("echo")
             await registry.delete_task("echo")
             with pytest.raises(TaskNotFound):
-                await registry.resolve("echo")
+                await registry.resolve_version("echo")
             await asyncio.to_thread(publish, store, FakeBackbone(), "echo", "New: {text}")
             await registry.refresh()
-            assert (await registry.resolve("echo")).template.source == "New: {text}"
+            assert (await registry.resolve_version("echo")).template.source == "New: {text}"
 
     run(test())
