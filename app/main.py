@@ -23,7 +23,7 @@ from app.errors import StoreDown
 from app.registry import Registry
 from app.settings import Settings
 from app.telemetry import Metrics, configure_logging
-from app.telemetry.metrics import engine_readings
+from app.telemetry.metrics import engine_readings, engine_tallies
 from app.training import DatasetStore, JobStore
 from prompt_store import PromptStore, StoreError
 from prompt_store.starters import install_starters
@@ -99,6 +99,7 @@ def _lifespan(
             services = app.state.services = await _start(settings, parts, drain, metrics, stack)
             metrics.observe("registry", services.registry.readings)
             metrics.observe("engine", lambda: engine_readings(services.engine.stats()))
+            metrics.observe_tallies("engine", lambda: engine_tallies(services.engine.stats()))
             log.info("ready", extra={"backbone": services.backbone.name})
             yield
             drain.begin()

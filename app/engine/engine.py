@@ -261,9 +261,17 @@ class Engine:
         return Event(request_id, token, scores, finish, error)
 
     def _count(self, batch: Batch) -> None:
-        if batch.phase is Phase.PREFILL:
-            self._stats.steps_prefill += 1
-        else:
-            self._stats.steps_decode += 1
-        self._stats.last_batch_rows = len(batch.sequences)
-        self._stats.last_batch_prompts = len({sequence.request.digest for sequence in batch.sequences})
+        stats, rows = self._stats, len(batch.sequences)
+        prompts = len({sequence.request.digest for sequence in batch.sequences})
+        if batch.phase is Phase.DECODE:
+            stats.steps_decode += 1
+            stats.decode_rows.add(rows)
+            stats.decode_prompts.add(prompts)
+            return
+        stats.steps_prefill += 1
+        stats.prefill_rows.add(rows)
+        stats.prefill_prompts.add(prompts)
+        now = self._clock()
+        for sequence in batch.sequences:
+            if sequence.request.arrived is not None:
+                stats.queue_seconds.add(now - sequence.request.arrived)

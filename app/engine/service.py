@@ -47,6 +47,7 @@ class _Flight:
     prompt: LoadedPrompt
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     ended: bool = False
+    token_at: float | None = None
 
 
 class EngineService:
@@ -216,7 +217,8 @@ class EngineService:
         self, row: Row, digest: str | None, sampling: Sampling | None, prompt: LoadedPrompt | None, timeout_s: float
     ) -> Request:
         verbalizer = prompt.verbalizer if prompt is not None else None
-        return Request(f"r{next(self._ids)}", row, digest, time.monotonic() + timeout_s, sampling, verbalizer)
+        now = time.monotonic()
+        return Request(f"r{next(self._ids)}", row, digest, now + timeout_s, sampling, verbalizer, arrived=now)
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -264,11 +266,16 @@ class EngineService:
             self._loop.call_soon_threadsafe(self._hand_out, events)
 
     def _hand_out(self, events: list[Event]) -> None:
+        now, between = time.monotonic(), self._engine.stats().inter_token_seconds
         for event in events:
             flight = self._flights.get(event.request_id)
             if event.finish is not None:
                 self._rate.count()
             if flight is not None:
+                if event.token is not None:
+                    if flight.token_at is not None:
+                        between.add(now - flight.token_at)
+                    flight.token_at = now
                 flight.ended = event.finish is not None
                 flight.events.put_nowait(event)
 

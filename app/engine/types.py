@@ -7,6 +7,7 @@ from typing import Literal
 
 from app.backbone.rows import Row
 from app.backbone.verbalizer import Verbalizer
+from app.telemetry.tally import COUNTS, SECONDS, Tally
 
 FinishReason = Literal["stop", "length", "label", "cancelled", "timeout", "drain", "error"]
 
@@ -27,8 +28,8 @@ class Sampling:
 class Request:
     """One group: a row that either generates (`sampling`) or has its labels scored (`verbalizer`).
 
-    `digest` names a prompt that was loaded before, None for a hand-written one. `deadline` is on the engine's clock.
-    Admitted, cancelled and failed whole.
+    `digest` names a prompt that was loaded before, None for a hand-written one. `deadline` and `arrived` are on the
+    engine's clock. Admitted, cancelled and failed whole.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Request:
     deadline: float
     sampling: Sampling | None = None
     verbalizer: Verbalizer | None = None
+    arrived: float | None = None
 
     @property
     def new_tokens(self) -> int:
@@ -62,9 +64,18 @@ class Event:
     error: str | None = None
 
 
+def _sizes() -> Tally:
+    return Tally(COUNTS)
+
+
+def _times() -> Tally:
+    return Tally(SECONDS)
+
+
 @dataclass
 class EngineStats:
-    """Counters since the start, and gauges of now."""
+    """Counters since the start, gauges of now, and tallies: rows and different prompts of each step by phase, seconds
+    from a row's arrival to its prefill, seconds between two tokens of a row."""
 
     running: int = 0
     waiting: int = 0
@@ -79,8 +90,16 @@ class EngineStats:
     prefix_evictions: int = 0
     prefix_bytes: int = 0
     resident_prompts: int = 0
-    last_batch_rows: int = 0
-    last_batch_prompts: int = 0
+    prefill_rows: Tally = field(default_factory=_sizes)
+    prefill_prompts: Tally = field(default_factory=_sizes)
+    decode_rows: Tally = field(default_factory=_sizes)
+    decode_prompts: Tally = field(default_factory=_sizes)
+    queue_seconds: Tally = field(default_factory=_times)
+    inter_token_seconds: Tally = field(default_factory=_times)
+
+    @property
+    def prefix_queries(self) -> int:
+        return self.prefix_hits + self.prefix_misses
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from app.telemetry.tally import SECONDS, Tally
+
 PREFIX = "chorus_"
-BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 Readings = Mapping[str, float]
+Tallies = Mapping[str, Mapping[str, Tally]]
 
 # Fields of the engine's statistics, and the names they are exported under.
 ENGINE: Mapping[str, str] = {
@@ -27,18 +29,32 @@ ENGINE: Mapping[str, str] = {
     "generated_tokens": "engine_generated_tokens_total",
     "padding_tokens": "engine_padding_tokens_total",
     "prefix_hits": "prefix_cache_hits_total",
-    "prefix_misses": "prefix_cache_misses_total",
+    "prefix_queries": "prefix_cache_queries_total",
     "prefix_evictions": "prefix_cache_evictions_total",
     "prefix_bytes": "prefix_cache_bytes",
     "resident_prompts": "prompts_resident",
-    "last_batch_rows": "batch_rows",
-    "last_batch_prompts": "batch_prompts",
+}
+
+# The engine's histograms: exported name, then phase (empty where there is none) and field of its statistics.
+ENGINE_TALLIES: Mapping[str, Mapping[str, str]] = {
+    "batch_rows": {"prefill": "prefill_rows", "decode": "decode_rows"},
+    "batch_prompts": {"prefill": "prefill_prompts", "decode": "decode_prompts"},
+    "request_queue_time_seconds": {"": "queue_seconds"},
+    "inter_token_latency_seconds": {"": "inter_token_seconds"},
 }
 
 
 def engine_readings(stats: object) -> dict[str, float]:
-    """The engine's statistics under their exported names; a field that an engine does not keep is left out."""
+    """The engine's numbers under their exported names; a field that an engine does not keep is left out."""
     return {name: float(getattr(stats, field)) for field, name in ENGINE.items() if hasattr(stats, field)}
+
+
+def engine_tallies(stats: object) -> dict[str, dict[str, Tally]]:
+    """The engine's histograms: exported name → phase → tally."""
+    return {
+        name: {phase: getattr(stats, field) for phase, field in fields.items()}
+        for name, fields in ENGINE_TALLIES.items()
+    }
 
 
 class Metrics:
@@ -68,11 +84,15 @@ class Metrics:
         return Counter(PREFIX + name, help_text, labels, registry=self.registry)
 
     def _times(self, name: str, help_text: str, *labels: str) -> Histogram:
-        return Histogram(PREFIX + name, help_text, labels, buckets=BUCKETS_S, registry=self.registry)
+        return Histogram(PREFIX + name, help_text, labels, buckets=SECONDS, registry=self.registry)
 
     def observe(self, kind: str, read: Callable[[], Readings]) -> None:
         """Export what `read()` returns at each scrape: names ending in `_total` as counters, all others as gauges."""
         self.registry.register(_Observed(kind, read))
+
+    def observe_tallies(self, kind: str, read: Callable[[], Tallies]) -> None:
+        """Export what `read()` returns at each scrape as histograms; a phase that has a name is their label."""
+        self.registry.register(_ObservedTallies(kind, read))
 
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes."""
@@ -91,8 +111,31 @@ class _Observed:
 
     def collect(self) -> Iterator[Metric]:
         for name, value in self._read().items():
-            help_text = f"{self._kind}: {name.removesuffix('_total').replace('_', ' ')}"
+            help_text = _help(self._kind, name)
             if name.endswith("_total"):
                 yield CounterMetricFamily(PREFIX + name, help_text, value=value)
             else:
                 yield GaugeMetricFamily(PREFIX + name, help_text, value=value)
+
+
+class _ObservedTallies:
+    """The same for histograms."""
+
+    def __init__(self, kind: str, read: Callable[[], Tallies]) -> None:
+        self._kind = kind
+        self._read = read
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        for name, phases in self._read().items():
+            labels = [] if "" in phases else ["phase"]
+            family = HistogramMetricFamily(PREFIX + name, _help(self._kind, name), labels=labels)
+            for phase, tally in phases.items():
+                family.add_metric([phase] if phase else [], tally.buckets(), tally.total)
+            yield family
+
+
+def _help(kind: str, name: str) -> str:
+    return f"{kind}: {name.removesuffix('_total').replace('_', ' ')}"

@@ -12,7 +12,8 @@ import pytest
 
 from app.engine import EngineStats
 from app.telemetry import Metrics, configure_logging, request_id
-from app.telemetry.metrics import ENGINE, engine_readings
+from app.telemetry.metrics import ENGINE, engine_readings, engine_tallies
+from app.telemetry.tally import Tally
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "http-api.md"
 
@@ -65,6 +66,7 @@ def test_level_is_obeyed(stream: io.StringIO) -> None:
 def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:
     metrics = Metrics()
     metrics.observe("engine", lambda: engine_readings(EngineStats()))
+    metrics.observe_tallies("engine", lambda: engine_tallies(EngineStats()))
     registry = {"registry_epoch", "registry_degraded", "registry_tasks", "registry_versions"}
     registry |= {"prompts_loaded", "prompts_refused"}
     metrics.observe("registry", lambda: dict.fromkeys(sorted(registry), 0.0))
@@ -75,7 +77,29 @@ def test_every_metric_is_documented_and_every_documented_metric_exists() -> None
 
 
 def test_names_of_engine_statistics_are_fields_of_the_engine() -> None:
-    assert set(ENGINE) <= set(vars(EngineStats()))
+    stats = EngineStats()
+    assert all(hasattr(stats, name) for name in ENGINE)
+
+
+def test_tally_of_an_engine_is_exported_as_a_histogram_by_phase() -> None:
+    metrics, stats = Metrics(), EngineStats()
+    metrics.observe_tallies("engine", lambda: engine_tallies(stats))
+    for rows in (1, 3, 3, 5000):
+        stats.decode_rows.add(rows)
+    text = metrics.exposition().decode()
+    assert 'chorus_batch_rows_bucket{le="1.0",phase="decode"} 1.0' in text
+    assert 'chorus_batch_rows_bucket{le="4.0",phase="decode"} 3.0' in text
+    assert 'chorus_batch_rows_bucket{le="+Inf",phase="decode"} 4.0' in text
+    assert 'chorus_batch_rows_sum{phase="decode"} 5007.0' in text
+    assert 'chorus_batch_rows_count{phase="prefill"} 0.0' in text
+
+
+def test_tally_counts_a_value_on_a_bound_as_within_it() -> None:
+    tally = Tally((1, 2))
+    tally.add(1)
+    tally.add(2)
+    assert tally.buckets() == [("1.0", 1.0), ("2.0", 2.0), ("+Inf", 2.0)]
+    assert (tally.count, tally.total) == (2, 3.0)
 
 
 def test_two_applications_do_not_share_counters() -> None:

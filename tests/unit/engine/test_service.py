@@ -210,3 +210,16 @@ async def test_request_the_engine_cannot_take_fails_alone_and_the_engine_goes_on
 
 def _refuse(*_: object) -> None:
     raise RuntimeError("planted")
+
+
+async def test_statistics_tell_how_rows_shared_steps_and_how_long_they_waited(llama: Backbone) -> None:
+    prompts = [make_prompt(llama, TEMPLATES[0], seed=seed) for seed in range(3)]
+    async with serving(llama) as service:
+        ask = [service.answer(p, {"text": "ab"}, decoding=Decoding(max_tokens=4), timeout_s=60) for p in prompts]
+        answers = await asyncio.gather(*ask)
+        stats = service.stats()
+    assert stats.prefill_rows.total == stats.queue_seconds.count == 3
+    assert stats.prefill_rows.count == stats.steps_prefill
+    assert stats.decode_rows.count == stats.decode_prompts.count == stats.steps_decode
+    assert stats.decode_prompts.total == stats.decode_rows.total  # every row has a prompt of its own
+    assert stats.inter_token_seconds.count == sum(answer.usage.completion_tokens - 1 for answer in answers)
