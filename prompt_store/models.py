@@ -39,13 +39,17 @@ class Decoding(Record):
 
 
 class TaskSpec(Record):
-    """What a user says of a task: its input fields in order, its labels if it is a label task, metric and decoding."""
+    """What a user says of a task: its input fields in order, its labels if it is a label task, metric and decoding.
+
+    `abstain_below`: a label whose probability is under it is not given (label tasks only; None always answers).
+    """
 
     description: str = Field(default="", max_length=2000)
     fields: tuple[str, ...] = Field(min_length=1, max_length=32)
     labels: tuple[str, ...] | None = None
     metric: Metric = "accuracy"
     decoding: Decoding = Decoding()
+    abstain_below: float | None = Field(default=None, ge=0.0, le=1.0)
 
 
 class Task(Record):
@@ -103,8 +107,21 @@ class PromptMeta(Record):
     provenance: dict[str, Any] = {}
 
 
+class Calibration(Record):
+    """How far a version's label probabilities can be believed: expected calibration error (15 bins) and accuracy on the
+    evaluation's rows, as they are and after contextual calibration."""
+
+    ece: float
+    ece_calibrated: float
+    accuracy: float
+    accuracy_calibrated: float
+
+
 class Evaluation(Record):
-    """One evaluation of a version, appended to its card: `score` of `metric` over `n` rows with its 95 % interval."""
+    """One evaluation of a version, appended to its card: `score` of `metric` over `n` rows with its 95 % interval.
+
+    `calibration` is of label tasks; older evaluations have none.
+    """
 
     metric: Metric
     score: float
@@ -112,6 +129,7 @@ class Evaluation(Record):
     interval: tuple[float, float]
     split: str
     baselines: dict[str, float] = {}
+    calibration: Calibration | None = None
     at: float
     details: dict[str, Any] = {}
 

@@ -9,16 +9,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from app.backbone import Backbone, LoadedPrompt
+from app.backbone import Backbone, LoadedPrompt, Verbalizer
+from app.backbone.calibration import (
+    Floats,
+    calibrate,
+    content_free_inputs,
+    content_free_prior,
+    expected_calibration_error,
+)
 from app.training.data import Example
 from app.training.examples import Encoded, Encoder, sample_rows
 from app.training.metrics import accuracy, bootstrap, exact_match, macro_f1, rouge_l, wilson
 from app.training.objective import answer_losses, answers, label_scores
 from app.training.trainer import Judgement
-from prompt_store.models import Metric
+from prompt_store.models import Calibration, Metric
 
 QUICK_ROWS, QUICK_TEXTS = 300, 32
 """Most dev rows of one evaluation while training: label tasks, and free text that must be generated."""
@@ -29,17 +37,28 @@ FINAL_ROWS, FINAL_TEXTS = 2000, 200
 
 @dataclass(frozen=True)
 class Measured:
-    """A metric over n rows with its 95 % interval."""
+    """A metric over n rows with its 95 % interval, and what label probabilities are worth on those rows."""
 
     metric: Metric
     score: float
     n: int
     interval: tuple[float, float]
     loss: float
+    calibration: Calibration | None = None
 
     @property
     def rank(self) -> float:
         return -self.score if self.metric == "loss" else self.score
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """`interval` and `calibration` cost more than the score, so they wait to be asked for."""
+
+    score: float
+    loss: float
+    interval: Callable[[], tuple[float, float]]
+    calibration: Callable[[], Calibration | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -58,16 +77,16 @@ class Evaluator:
         encoded = [self.encoder.encode(example) for example in sample_rows(examples, limit, seed=self.seed)]
 
         def judge(prompt: Tensor) -> Judgement:
-            score, loss, _ = self._judge(prompt, encoded)
-            return Judgement(score, loss, lower_is_better=self.metric == "loss")
+            judged = self._judge(prompt, encoded)
+            return Judgement(judged.score, judged.loss, lower_is_better=self.metric == "loss")
 
         return judge
 
     def measure(self, prompt: Tensor | None, examples: Sequence[Example]) -> Measured:
         """The figure for the card."""
         encoded = [self.encoder.encode(example) for example in self.final_rows(examples)]
-        score, loss, interval = self._judge(prompt, encoded)
-        return Measured(self.metric, score, len(encoded), interval(), loss)
+        judged = self._judge(prompt, encoded)
+        return Measured(self.metric, judged.score, len(encoded), judged.interval(), judged.loss, judged.calibration())
 
     def measure_without_slots(self, examples: Sequence[Example]) -> Measured:
         """Zero-shot: the same template without its slots, the same label words."""
@@ -93,43 +112,56 @@ class Evaluator:
         generated = self.encoder.verbalizer is None and self.metric != "loss"
         return sample_rows(examples, FINAL_TEXTS if generated else FINAL_ROWS, seed=self.seed)
 
-    def _judge(
-        self, prompt: Tensor | None, encoded: Sequence[Encoded]
-    ) -> tuple[float, float, Callable[[], tuple[float, float]]]:
-        """(score, loss, interval): the interval costs resampling, so it waits to be asked for."""
+    def _judge(self, prompt: Tensor | None, encoded: Sequence[Encoded]) -> _Judged:
         if self.encoder.verbalizer is not None:
-            return self._judge_labels(prompt, encoded)
+            return self._judge_labels(self.encoder.verbalizer, prompt, encoded)
         return self._judge_texts(prompt, encoded)
 
-    def _judge_labels(
-        self, prompt: Tensor | None, encoded: Sequence[Encoded]
-    ) -> tuple[float, float, Callable[[], tuple[float, float]]]:
-        verbalizer = self.encoder.verbalizer
-        assert verbalizer is not None
+    def _judge_labels(self, verbalizer: Verbalizer, prompt: Tensor | None, encoded: Sequence[Encoded]) -> _Judged:
         scores = label_scores(self.backbone, verbalizer, prompt, encoded)  # [N, K]
         expected = np.asarray([one.label for one in encoded])
         given = scores.argmax(1).numpy()
         picked = torch.log_softmax(scores, 1)[torch.arange(len(encoded)), torch.from_numpy(expected)]
         losses = -picked.numpy()
         loss = float(losses.mean())
+
+        def calibration() -> Calibration:
+            return self._calibration(verbalizer, prompt, scores.numpy(), expected)
+
         if self.metric == "loss":
-            return loss, loss, lambda: bootstrap(len(losses), lambda at: float(losses[at].mean()))
+            return _Judged(loss, loss, lambda: bootstrap(len(losses), lambda at: float(losses[at].mean())), calibration)
         if self.metric == "macro_f1":
-            return (
+            return _Judged(
                 macro_f1(expected.tolist(), given.tolist()),
                 loss,
                 lambda: bootstrap(len(given), lambda at: macro_f1(expected[at].tolist(), given[at].tolist())),
+                calibration,
             )
         share = float((expected == given).mean())
-        return share, loss, lambda: wilson(share, len(encoded))
+        return _Judged(share, loss, lambda: wilson(share, len(encoded)), calibration)
 
-    def _judge_texts(
-        self, prompt: Tensor | None, encoded: Sequence[Encoded]
-    ) -> tuple[float, float, Callable[[], tuple[float, float]]]:
+    def _calibration(
+        self, verbalizer: Verbalizer, prompt: Tensor | None, scores: Floats, expected: npt.NDArray[np.int64]
+    ) -> Calibration:
+        """From the rows' log-scores [N, K] and label indexes [N], before and after contextual calibration."""
+        empty = self.encoder.encode_inputs(content_free_inputs(self.encoder.template.fields))
+        after = calibrate(scores, content_free_prior(label_scores(self.backbone, verbalizer, prompt, empty).numpy()))
+        return Calibration(
+            ece=expected_calibration_error(scores, expected),
+            ece_calibrated=expected_calibration_error(after, expected),
+            accuracy=float((scores.argmax(1) == expected).mean()),
+            accuracy_calibrated=float((after.argmax(1) == expected).mean()),
+        )
+
+    def _judge_texts(self, prompt: Tensor | None, encoded: Sequence[Encoded]) -> _Judged:
         if self.metric == "loss":
             pairs = np.asarray([answer_losses(self.backbone, prompt, [one]) for one in encoded])
             loss = float(pairs[:, 0].sum() / pairs[:, 1].sum())
-            return loss, loss, lambda: bootstrap(len(pairs), lambda at: float(pairs[at, 0].sum() / pairs[at, 1].sum()))
+            return _Judged(
+                loss,
+                loss,
+                lambda: bootstrap(len(pairs), lambda at: float(pairs[at, 0].sum() / pairs[at, 1].sum())),
+            )
         total, terms = answer_losses(self.backbone, prompt, encoded)
         texts = answers(self.backbone, prompt, encoded, max_tokens=self.max_tokens)
         judge = rouge_l if self.metric == "rouge_l" else exact_match
@@ -138,5 +170,5 @@ class Evaluator:
         )
         score = float(found.mean())
         if self.metric == "rouge_l":
-            return score, total / terms, lambda: bootstrap(len(found), lambda at: float(found[at].mean()))
-        return score, total / terms, lambda: wilson(score, len(found))
+            return _Judged(score, total / terms, lambda: bootstrap(len(found), lambda at: float(found[at].mean())))
+        return _Judged(score, total / terms, lambda: wilson(score, len(found)))

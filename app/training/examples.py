@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from app.backbone import BackboneTokenizer, Bos, Row, Template, Verbalizer, encode_answer, encode_row
@@ -52,6 +52,12 @@ class Encoder:
         if len(answer) > room:  # an answer is never cut in the middle of what it says unless it alone fills the context
             answer = answer[:room]
         return Encoded(self._row(example, len(answer)), None, answer, example)
+
+    def encode_inputs(self, inputs: Sequence[Mapping[str, str]]) -> list[Encoded]:
+        """Inputs without an answer, as they are served. One that comes out without any token is left out."""
+        examples = [Example(row=0, fields=fields) for fields in inputs]
+        rows = [encode_row(self.tokenizer, self.template, self.bos, example.fields) for example in examples]
+        return [Encoded(row, None, (), example) for row, example in zip(rows, examples, strict=True) if row.total]
 
     def is_cut(self, encoded: Encoded) -> bool:
         """Whether the example's input did not fit."""

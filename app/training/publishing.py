@@ -60,6 +60,7 @@ class Trained:
             "interval": list(self.measured.interval),
             "split": self.card.split,
             "baselines": dict(self.card.baselines),
+            "calibration": self.card.calibration and self.card.calibration.model_dump(),
             "best_step": self.card.details["best_step"],
         }
 
@@ -124,6 +125,7 @@ class Publisher:
                 interval=measured.interval,
                 split=split,
                 baselines=self._baselines(train, dev),
+                calibration=measured.calibration,
                 at=time.time(),
                 details=details,
             ),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from app.backbone import Backbone, LoadedPrompt, encode_row, generate_greedy, load_prompt, score_labels
+from app.backbone.calibration import expected_calibration_error
 from app.errors import Conflict
 from app.settings import Settings
 from app.training import run, session
@@ -90,6 +91,33 @@ def test_card_says_what_the_prompt_was_compared_with_and_made_from(
     assert card.details["hyperparameters"]["seed"] == 1
     assert card.details["seconds"] > 0
     assert job.metrics["baselines"] == card.baselines
+    assert card.calibration is not None
+    assert card.calibration.accuracy == card.score
+    assert 0 <= card.calibration.ece <= 1
+    assert job.metrics["calibration"] == card.calibration.model_dump()
+
+
+def test_card_calibration_is_that_of_the_answers_served(
+    attempt: Callable[..., Job], store: PromptStore, backbone: Backbone
+) -> None:
+    rows = mood_rows(4)
+    attempt(validation_data={"inline": rows})
+    prompt = loaded(store, backbone)
+    assert prompt.verbalizer is not None
+    inputs = [{"text": row["text"]} for row in rows] + [{"text": text} for text in ("N/A", "", "[MASK]")]
+    encoded = [encode_row(backbone.tokenizer, prompt.template, prompt.bos, one) for one in inputs]
+    with torch.no_grad():
+        found = score_labels(backbone, encoded, [prompt.vectors] * 7, [prompt.verbalizer] * 7)
+    shares = torch.stack(found).double().softmax(1)
+    divided = shares[:4] / shares[4:].mean(0)
+    expected = [prompt.verbalizer.labels.index(row["label"]) for row in rows]
+    card = store.get_version("mood", 1).card[0].calibration
+    assert card is not None
+    assert card.ece == pytest.approx(expected_calibration_error(shares[:4].log(), expected), abs=1e-4)
+    assert card.ece_calibrated == pytest.approx(expected_calibration_error(divided.log(), expected), abs=1e-4)
+    assert card.accuracy_calibrated == pytest.approx(
+        float((divided.argmax(1) == torch.tensor(expected)).float().mean())
+    )
 
 
 def test_golden_outputs_are_of_our_own_texts_and_are_what_is_served(
@@ -122,7 +150,7 @@ def test_free_text_is_learned_judged_and_replayable(
     job = attempt(task="echo", training_data={"inline": rows})
     assert job.status == "succeeded"
     (card,) = store.get_version("echo", 1).card
-    assert (card.metric, set(card.baselines)) == ("rouge_l", {"zero_shot"})
+    assert (card.metric, set(card.baselines), card.calibration) == ("rouge_l", {"zero_shot"}, None)
     prompt = loaded(store, backbone, task="echo")
     golden = prompt.golden[0]
     row = encode_row(backbone.tokenizer, prompt.template, prompt.bos, golden.input)
