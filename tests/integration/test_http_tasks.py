@@ -59,11 +59,22 @@ def test_put_creates_a_task_then_changes_it(client: httpx.Client) -> None:
         {"fields": ["text"], "metric": "beauty"},
         {"fields": ["text"], "id": "mine"},
         {"fields": "text"},
+        {"fields": ["text"], "labels": ["a", "b"], "abstain_below": 1.5},
+        {"fields": ["text"], "abstain_below": 0.5},
     ],
 )
 def test_put_refuses_a_malformed_definition(client: httpx.Client, body: dict[str, Any]) -> None:
     assert client.put("/v1/tasks/malformed", json=body).status_code == 422
     assert client.get("/v1/tasks/malformed").status_code == 404
+
+
+def test_put_of_abstain_below_is_shown_and_only_for_tasks_with_labels(client: httpx.Client) -> None:
+    body = {"fields": ["text"], "labels": ["a", "b"], "abstain_below": 0.6}
+    assert client.put("/v1/tasks/careful", json=body).json()["abstain_below"] == 0.6
+    assert client.get("/v1/tasks/careful").json()["abstain_below"] == 0.6
+    error = client.put("/v1/tasks/careless", json={"fields": ["text"], "abstain_below": 0.6}).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_request", "abstain_below")
+    assert "labels" in error["message"]
 
 
 def test_list_of_tasks_pages_by_name(client: httpx.Client) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from app.api.schemas.base import Ask, Reply
 from prompt_store.models import Alias, Decoding, Evaluation, Metric, Task, TaskSpec, Version, VersionState
@@ -32,6 +32,20 @@ class TaskBody(Ask):
     labels: list[Label] | None = Field(None, min_length=2, max_length=1000, examples=[["negative", "positive"]])
     metric: Metric = "accuracy"
     decoding: DecodingBody = DecodingBody()
+    abstain_below: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Label tasks: with a best probability under this, the answer is `label: null, abstained: true`.",
+        examples=[0.6],
+    )
+
+    @field_validator("abstain_below")
+    @classmethod
+    def _only_with_labels(cls, share: float | None, info: ValidationInfo) -> float | None:
+        if share is not None and info.data.get("labels") is None:
+            raise ValueError("only a task with labels can abstain")
+        return share
 
     def spec(self) -> TaskSpec:
         return TaskSpec.model_validate(self.model_dump())
@@ -47,6 +61,7 @@ class TaskView(Reply):
     labels: list[str] | None
     metric: str
     decoding: Decoding
+    abstain_below: float | None
     aliases: dict[str, int]
     created_at: float
     updated_at: float
@@ -62,6 +77,7 @@ class TaskView(Reply):
             labels=None if spec.labels is None else list(spec.labels),
             metric=spec.metric,
             decoding=spec.decoding,
+            abstain_below=spec.abstain_below,
             aliases={alias.name: alias.version for alias in aliases},
             created_at=task.created_at,
             updated_at=task.updated_at,

@@ -111,6 +111,8 @@ def _current(client: Any, task: str, name: str) -> dict[str, Any] | None:
 def _task_cells(task: dict[str, Any]) -> list[Any]:
     labels = task.get("labels") or []
     answers = ", ".join(labels[:SHOWN_LABELS]) + (f" … ({len(labels)})" if len(labels) > SHOWN_LABELS else "")
+    if task.get("abstain_below") is not None:
+        answers += f"; none under {task['abstain_below']:g}"
     return [task["name"], ", ".join(task["fields"]), answers or "free text", task["aliases"].get(PROD)]
 
 

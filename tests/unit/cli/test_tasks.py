@@ -34,6 +34,11 @@ def test_tasks_shows_each_with_its_score(chorus: Callable[..., Ran], service: Fa
     assert lines[2].endswith("–")
 
 
+def test_tasks_that_abstain_say_under_which_probability(chorus: Callable[..., Ran], service: FakeService) -> None:
+    service.on("GET /v1/tasks", {"data": [task("careful", aliases={}, abstain_below=0.6)], "has_more": False})
+    assert "bad, good; none under 0.6" in chorus("tasks").out
+
+
 def test_tasks_when_there_are_several_pages_reads_all(chorus: Callable[..., Ran], service: FakeService) -> None:
     service.on("GET /v1/tasks", {"data": [task("a", aliases={})], "has_more": True})
     service.on("GET /v1/tasks", {"data": [task("b", aliases={})], "has_more": False})
