@@ -1,6 +1,6 @@
 """The engine: continuous batching of mixed-task rows over one frozen model."""
 
-from app.engine.answers import Answer, StreamEvent, Usage
+from app.engine.answers import Answer, Ask, Coupled, StreamEvent, Usage
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.engine.service import EngineService
@@ -8,7 +8,9 @@ from app.engine.types import Capabilities, EngineStats, Event, FinishReason, Req
 
 __all__ = [
     "Answer",
+    "Ask",
     "Capabilities",
+    "Coupled",
     "Engine",
     "EngineConfig",
     "EngineService",

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from app.backbone import Decoding, LoadedPrompt
 from app.engine.types import FinishReason
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One row that is asked for."""
+
+    prompt: LoadedPrompt
+    input: Mapping[str, str]
+    decoding: Decoding
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,16 @@ class Answer:
     scores: dict[str, float] | None = None
     log_scores: dict[str, float] | None = None
     token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """A text that several members wrote as one. `members`: each one's summed log-probability of the chosen tokens, end
+    token included; `agreement`: the share of members whose own most likely token was the chosen one at every step."""
+
+    answer: Answer
+    members: tuple[float, ...]
+    agreement: float
 
 
 @dataclass(frozen=True)

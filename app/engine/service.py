@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 
 from app.backbone import Backbone, Decoding, LoadedPrompt, Row, encode_row
-from app.engine.answers import Answer, StreamEvent, Usage, label_answer
+from app.engine.answers import Answer, Ask, StreamEvent, Usage, label_answer
 from app.engine.config import EngineConfig
 from app.engine.detokenizer import TextStream
 from app.engine.engine import Engine
@@ -28,6 +28,7 @@ from app.engine.load import DrainRate
 from app.engine.thread import Command, EngineThread
 from app.engine.types import Capabilities, EngineStats, Event, FinishReason, Request, Sampling
 from app.errors import (
+    ChorusError,
     ContextTooLong,
     DeadlineExceeded,
     Draining,
@@ -101,8 +102,9 @@ class EngineService:
         decoding: Decoding,
         seed: int | None = None,
         timeout_s: float,
+        tenant: str = "",
     ) -> Answer:
-        """Answer one input.
+        """Answer one input. `tenant` is an opaque id of the caller.
 
         Raises:
             InvalidRequest, ContextTooLong: the input does not fit the task or the context.
@@ -122,6 +124,26 @@ class EngineService:
                     )
         raise AssertionError("a request ends exactly once")
 
+    async def answer_together(
+        self, asks: Sequence[Ask], *, timeout_s: float, tenant: str = ""
+    ) -> list[Answer | ChorusError]:
+        """Answer several rows at once, in the order asked. An error of one row stands in its own place."""
+
+        async def one(ask: Ask) -> Answer | ChorusError:
+            try:
+                return await self.answer(
+                    ask.prompt,
+                    ask.input,
+                    decoding=ask.decoding,
+                    seed=ask.seed,
+                    timeout_s=timeout_s,
+                    tenant=tenant,
+                )
+            except ChorusError as error:
+                return error
+
+        return list(await asyncio.gather(*(one(ask) for ask in asks)))
+
     async def stream(
         self,
         prompt: LoadedPrompt,
@@ -130,6 +152,7 @@ class EngineService:
         decoding: Decoding,
         seed: int | None = None,
         timeout_s: float,
+        tenant: str = "",
     ) -> AsyncGenerator[StreamEvent, None]:
         """The same answer piece by piece; errors as for `answer`, those before the first event raised at once."""
         async with self._submitted(prompt, input, decoding, seed, timeout_s) as flight:
