@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from app.api.application import build_application
 from app.api.auth import check_exposure
 from app.api.body import EdgeLimits
+from app.api.calibration import Calibrator
 from app.api.drain import Drain
 from app.api.readiness import Readiness
 from app.api.server import Server, bind, server_config
@@ -143,6 +144,7 @@ async def _start(settings: Settings, parts: Parts, drain: Drain, metrics: Metric
         drain=drain,
         readiness=Readiness(registry, engine, drain),
         metrics=metrics,
+        calibrator=Calibrator(engine, timeout_s=settings.default_timeout_s),
     )
     await stack.enter_async_context(_threads_shared(services))
     return services

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Mapping
+import math
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from fastapi import FastAPI
 
 from app.api.body import EdgeLimits
 from app.backbone import LoadedPrompt
-from app.engine import Answer, EngineStats, StreamEvent, Usage
+from app.engine import Answer, Ask, EngineStats, StreamEvent, Usage
+from app.engine.answers import label_answer
 from app.errors import (
     ChorusError,
     ContextTooLong,
@@ -53,8 +55,9 @@ class FakeBackbone:
 
 
 class FakeEngineService:
-    """Label tasks answer their first label, others repeat their input word by word. The input `!overloaded` and the
-    other names in `MISHAPS` meet that mishap. `!hang` waits until it is cancelled or released; as words of a stream
+    """Label tasks answer their first label, others repeat their input word by word. `views` has other probabilities of
+    a version's labels, for every input or for one, and `texts` what else a version writes. The input `!overloaded` and
+    the other names in `MISHAPS` meet that mishap. `!hang` waits until it is cancelled or released; as words of a stream
     `!pause` waits likewise and `!break` fails."""
 
     MISHAPS: Mapping[str, Exception] = {
@@ -68,6 +71,9 @@ class FakeEngineService:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, str], Decoding, int | None, float]] = []
+        self.groups: list[list[str]] = []
+        self.views: dict[str | tuple[str, str], list[float]] = {}
+        self.texts: dict[str, str] = {}
         self.admitted: list[str] = []
         self.refuse: ChorusError | None = None
         self.cancelled = 0
@@ -101,12 +107,24 @@ class FakeEngineService:
         self, prompt: LoadedPrompt, input: Mapping[str, str], *, decoding: Decoding, seed: int | None, timeout_s: float
     ) -> Answer:
         await self._begin(prompt, input, decoding, seed, timeout_s)
+        name = f"{prompt.task}@{prompt.version}"
         if prompt.verbalizer is not None:
-            scores = dict.fromkeys(prompt.verbalizer.labels, 1 / len(prompt.verbalizer.labels))
-            label = prompt.verbalizer.labels[0]
-            return Answer(label, "label", self._usage(prompt, input, 0), label=label, scores=scores, log_scores=scores)
-        text = " ".join(input.values())
+            labels = prompt.verbalizer.labels
+            even = [1 / len(labels)] * len(labels)
+            shares = self.views.get((name, next(iter(input.values()))), self.views.get(name, even))
+            return label_answer(labels, [math.log(share) for share in shares], self._usage(prompt, input, 0))
+        text = self.texts.get(name, " ".join(input.values()))
         return Answer(text, "stop", self._usage(prompt, input, len(text.split())))
+
+    async def answer_together(self, asks: Sequence[Ask], *, timeout_s: float) -> list[Answer | ChorusError]:
+        self.groups.append([f"{ask.prompt.task}@{ask.prompt.version}" for ask in asks])
+        return list(await asyncio.gather(*(self._answer_or_error(ask, timeout_s) for ask in asks)))
+
+    async def _answer_or_error(self, ask: Ask, timeout_s: float) -> Answer | ChorusError:
+        try:
+            return await self.answer(ask.prompt, ask.input, decoding=ask.decoding, seed=ask.seed, timeout_s=timeout_s)
+        except ChorusError as error:
+            return error
 
     async def stream(
         self, prompt: LoadedPrompt, input: Mapping[str, str], *, decoding: Decoding, seed: int | None, timeout_s: float

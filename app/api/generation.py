@@ -1,138 +1,111 @@
-"""From a row as asked to a row as answered: pin the version, hand it to the engine, turn its answer into an output.
+"""From rows as asked to rows as answered: through the engine, alone or as a group, with an ensemble's members made one.
 
-Each reference of a request is resolved once, so that all of its rows speak of the same version even while an alias
-moves. A row that fails says so in its own place; its neighbours go on.
+One input for many tasks, and the members of an ensemble, are a group of the engine, which computes once what they have
+in common. A row that fails says so in its own place; its neighbours go on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from itertools import islice
 
-from app.api.errors import detail_of
-from app.api.schemas.generate import Input, Options, Output, Request, UsageBody
+from app.api.asking import ask_in_parts, asks_of, timeout_of
+from app.api.outputs import answered, count_row, failed, failures_counted, member_body, partial
+from app.api.pinning import Pinned, pin, pin_or_error
+from app.api.schemas.generate import Input, Options, Output, Request
 from app.api.services import Services
-from app.errors import ChorusError, DeadlineExceeded, Draining, InvalidRequest, RequestCancelled
-from app.telemetry import request_id
-from prompt_store import Decoding, StoreError
-
-if TYPE_CHECKING:
-    from app.backbone import LoadedPrompt
-    from app.engine import Answer, StreamEvent, Usage
-
-log = logging.getLogger(__name__)
-
-Pins = Mapping[str, "LoadedPrompt | Exception"]
+from app.engine import Answer, Ask
+from app.engine.ensemble import mean, vote
+from app.errors import CapabilityMissing, InvalidRequest
 
 
-async def pin(services: Services, refs: Iterable[str]) -> Pins:
-    """Resolve each reference once. A reference that cannot be resolved maps to its error."""
-    unique = list(dict.fromkeys(refs))
-    found = await asyncio.gather(*(services.registry.resolve(ref) for ref in unique), return_exceptions=True)
-    for outcome in found:
-        if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
-            raise outcome
-    return {
-        ref: outcome if isinstance(outcome, Exception) else outcome.members[0]  # type: ignore[union-attr]
-        for ref, outcome in zip(unique, found, strict=True)
-    }
-
-
-async def answer_rows(services: Services, rows: list[Request]) -> list[Output]:
-    """Answer rows of any tasks together, in the order asked. Cancelling this cancels every row."""
+async def answer_rows(services: Services, rows: Sequence[Request]) -> list[Output]:
+    """Rows of any tasks, in the order asked, each for itself. Cancelling this cancels every row."""
     check_count(services, len(rows))
-    pins = await pin(services, (row.task for row in rows))
-    return await asyncio.gather(*(answer_or_error(services, pins[row.task], row.task, row.input, row) for row in rows))
+    pins = await pin(services.registry, (row.task for row in rows))
+    pinned = [pin_or_error(services.draws, pins[row.task], row.input, row) for row in rows]
+    return await asyncio.gather(
+        *(answer_or_error(services, row.task, one) for row, one in zip(rows, pinned, strict=True))
+    )
 
 
-async def answer_or_error(
-    services: Services, prompt: LoadedPrompt | Exception, ref: str, given: Input, options: Options
-) -> Output:
+async def answer_fan_out(services: Services, refs: Sequence[str], given: Input, options: Options) -> list[Output]:
+    """One input for many references as one group, in the order asked. Cancelling this cancels every row."""
+    check_count(services, len(refs))
+    timeout_s = timeout_of(services.settings, options)
+    pins = await pin(services.registry, refs)
+    rows = [pin_or_error(services.draws, pins[ref], given, options) for ref in refs]
+    group = {place: row for place, row in enumerate(rows) if isinstance(row, Pinned) and not row.is_coupled}
+    others = [place for place in range(len(rows)) if place not in group]
+    together, alone = await asyncio.gather(
+        _answer_together(services, list(group.values()), timeout_s),
+        asyncio.gather(*(answer_or_error(services, refs[place], rows[place]) for place in others)),
+    )
+    outputs = dict(zip([*group, *others], [*together, *alone], strict=True))
+    return [outputs[place] for place in range(len(rows))]
+
+
+async def answer_or_error(services: Services, ref: str, row: Pinned | Exception) -> Output:
     """One row of several: its failure is part of the answer."""
     try:
-        if isinstance(prompt, Exception):
-            raise prompt
-        return await answer_one(services, prompt, given, options)
+        if isinstance(row, Exception):
+            raise row
+        return await answer_one(services, row)
     except Exception as error:
-        return _failed(services, ref, prompt, error)
+        return failed(ref, row, error)
 
 
-async def answer_one(services: Services, prompt: LoadedPrompt, given: Input, options: Options) -> Output:
+async def answer_one(services: Services, row: Pinned) -> Output:
     """One row; raises what went wrong."""
     began = time.monotonic()
-    with _failures_counted(services):
-        answer = await services.engine.answer(
-            prompt,
-            fields_of(prompt, given),
-            decoding=decoding_of(prompt, options),
-            seed=options.seed,
-            timeout_s=timeout_of(services, options),
-        )
-    _count(services, prompt, answer.finish_reason, answer.usage, time.monotonic() - began)
-    return _output(prompt, answer, scores=options.scores)
+    with failures_counted(services.metrics):
+        timeout_s = timeout_of(services.settings, row.options)
+        asks = asks_of(row)
+        if row.is_coupled:
+            raise CapabilityMissing("the mean of free text is not served yet; use `vote`", param="task")
+        if len(asks) > 1:
+            answers = await services.engine.answer_together(asks, timeout_s=timeout_s)
+            output = await _settle(services, row, answers, began + timeout_s)
+        else:
+            (ask,) = asks
+            answer = await services.engine.answer(
+                ask.prompt, ask.input, decoding=ask.decoding, seed=ask.seed, timeout_s=timeout_s
+            )
+            output = await _settle(services, row, [answer], began + timeout_s)
+    count_row(services.metrics, output, time.monotonic() - began)
+    return output
 
 
-async def stream_one(
-    services: Services, prompt: LoadedPrompt, given: Input, options: Options
-) -> AsyncGenerator[Output, None]:
-    """One row as partial outputs; only the last has a `finish_reason`. Closing this cancels the row."""
-    if prompt.verbalizer is not None:
-        yield await answer_one(services, prompt, given, options)  # a label is one event: nothing to wait in between
+async def stream_one(services: Services, row: Pinned) -> AsyncGenerator[Output, None]:
+    """One row as partial outputs; only the last has a `finish_reason`. Closing this cancels the row.
+
+    A label, and a text that is voted on, are one event: there is nothing to show before the end.
+    """
+    if row.has_labels or row.mode == "vote":
+        yield await answer_one(services, row)
         return
     began, first = time.monotonic(), True
-    with _failures_counted(services):
+    with failures_counted(services.metrics):
+        timeout_s = timeout_of(services.settings, row.options)
+        asks = asks_of(row)
+        if row.is_coupled:
+            raise CapabilityMissing("the mean of free text is not served yet; use `vote`", param="task")
+        (ask,) = asks
         events = services.engine.stream(
-            prompt,
-            fields_of(prompt, given),
-            decoding=decoding_of(prompt, options),
-            seed=options.seed,
-            timeout_s=timeout_of(services, options),
+            ask.prompt, ask.input, decoding=ask.decoding, seed=ask.seed, timeout_s=timeout_s
         )
         async with aclosing(events):
             async for event in events:
                 if first:
-                    services.metrics.first_token_seconds.labels(prompt.task).observe(time.monotonic() - began)
+                    services.metrics.first_token_seconds.labels(row.first.task).observe(time.monotonic() - began)
                     first = False
-                if event.finish_reason is not None and event.usage is not None:
-                    _count(services, prompt, event.finish_reason, event.usage, time.monotonic() - began)
-                yield _partial(prompt, event)
-
-
-def fields_of(prompt: LoadedPrompt, given: Input) -> dict[str, str]:
-    """The input as fields; a bare text is the only field of a task that has one."""
-    if not isinstance(given, str):
-        return given
-    names = prompt.template.fields
-    if len(names) != 1:
-        wanted = ", ".join(names) or "none"
-        raise InvalidRequest(
-            f"{prompt.task} does not take a bare text: give an object with its fields ({wanted})", param="input"
-        )
-    return {names[0]: given}
-
-
-def decoding_of(prompt: LoadedPrompt, options: Options) -> Decoding:
-    asked: dict[str, Any] = {
-        "max_tokens": options.max_tokens,
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "top_k": options.top_k,
-        "stop": options.stops,
-    }
-    given = {name: value for name, value in asked.items() if value is not None}
-    return prompt.decoding.model_copy(update=given) if given else prompt.decoding
-
-
-def timeout_of(services: Services, options: Options) -> float:
-    if options.timeout_s is None:
-        return services.settings.default_timeout_s
-    if options.timeout_s > services.settings.max_timeout_s:
-        raise InvalidRequest(f"timeout_s may be {services.settings.max_timeout_s:g} at most", param="timeout_s")
-    return options.timeout_s
+                output = partial(row, event)
+                if output.finish_reason:
+                    count_row(services.metrics, output, time.monotonic() - began)
+                yield output
 
 
 def check_count(services: Services, rows: int) -> None:
@@ -140,74 +113,46 @@ def check_count(services: Services, rows: int) -> None:
         raise InvalidRequest(f"{rows} rows in one request; at most {services.settings.max_inputs}", param="inputs")
 
 
-def finish_reason_of(error: BaseException) -> str:
-    for kind, reason in ((DeadlineExceeded, "timeout"), (RequestCancelled, "cancelled"), (Draining, "drain")):
-        if isinstance(error, kind):
-            return reason
-    return "error"
+async def _answer_together(services: Services, rows: Sequence[Pinned], timeout_s: float) -> list[Output]:
+    """Rows over one input, each with its failure."""
+    began = time.monotonic()
+    asked = [_asks_or_error(row) for row in rows]
+    every = [ask for asks in asked if not isinstance(asks, Exception) for ask in asks]
+    found = iter(await ask_in_parts(services.engine, every, size=services.settings.max_rows, timeout_s=timeout_s))
+    replies = [[asks] if isinstance(asks, Exception) else list(islice(found, len(asks))) for asks in asked]
+
+    async def settle(row: Pinned, answers: Sequence[Answer | Exception]) -> Output:
+        try:
+            with failures_counted(services.metrics):
+                output = await _settle(services, row, answers, began + timeout_s)
+        except Exception as error:
+            return failed(row.first.task, row, error)
+        count_row(services.metrics, output, time.monotonic() - began)
+        return output
+
+    return await asyncio.gather(*(settle(row, of) for row, of in zip(rows, replies, strict=True)))
 
 
-def usage_body(usage: Usage) -> UsageBody:
-    return UsageBody(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.total_tokens,
-        virtual_tokens=usage.virtual_tokens,
-    )
-
-
-def total_usage(outputs: list[Output]) -> UsageBody:
-    return sum((output.usage for output in outputs if output.usage is not None), start=UsageBody())
-
-
-def _output(prompt: LoadedPrompt, answer: Answer, *, scores: bool) -> Output:
-    return Output(
-        task=prompt.task,
-        version=prompt.version,
-        digest=prompt.digest,
-        text=answer.text,
-        label=answer.label,
-        scores=answer.scores if scores else None,
-        finish_reason=answer.finish_reason,
-        usage=usage_body(answer.usage),
-        members=None,
-    )
-
-
-def _partial(prompt: LoadedPrompt, event: StreamEvent) -> Output:
-    return Output(
-        task=prompt.task,
-        version=prompt.version,
-        digest=prompt.digest,
-        text=event.text,
-        finish_reason=event.finish_reason or "",
-        usage=None if event.usage is None else usage_body(event.usage),
-        members=None,
-    )
-
-
-def _failed(services: Services, ref: str, prompt: LoadedPrompt | Exception, error: Exception) -> Output:
-    detail = detail_of(error, request_id.get())
-    if not isinstance(error, (ChorusError, StoreError)) or detail.type == "server_error":
-        log.error("row failed", exc_info=error)
-    pinned = {} if isinstance(prompt, Exception) else {"version": prompt.version, "digest": prompt.digest}
-    task = ref if isinstance(prompt, Exception) else prompt.task
-    return Output(task=task, finish_reason=finish_reason_of(error), members=None, error=detail, **pinned)  # type: ignore[arg-type]
-
-
-@contextmanager
-def _failures_counted(services: Services) -> Iterator[None]:
+def _asks_or_error(row: Pinned) -> list[Ask] | Exception:
     try:
-        yield
-    except Exception as error:
-        services.metrics.row_failures.labels(detail_of(error, None).code).inc()
-        raise
+        return asks_of(row)
+    except InvalidRequest as error:
+        return error
 
 
-def _count(services: Services, prompt: LoadedPrompt, reason: str, usage: Usage, seconds: float) -> None:
-    metrics = services.metrics
-    metrics.rows.labels(prompt.task, reason).inc()
-    metrics.row_seconds.labels(prompt.task).observe(seconds)
-    metrics.prompt_tokens.labels(prompt.task).inc(usage.prompt_tokens)
-    metrics.virtual_tokens.labels(prompt.task).inc(usage.virtual_tokens)
-    metrics.generation_tokens.labels(prompt.task).inc(usage.completion_tokens)
+async def _settle(services: Services, row: Pinned, answers: Sequence[Answer | Exception], deadline: float) -> Output:
+    """One answer from the members' own. Raises what kept any of them from answering: members answer whole or not."""
+    given = []
+    for prompt, answer in zip(row.members, answers, strict=True):
+        if isinstance(answer, Exception):
+            raise answer
+        if row.options.calibrate:
+            left = deadline - time.monotonic()
+            given.append(await services.calibrator.apply(prompt, answer, timeout_s=left))
+        else:
+            given.append(answer)
+    if row.mode == "one":
+        return answered(row, given[0])
+    together, agreement = vote(given) if row.mode == "vote" else mean(given)
+    members = [member_body(prompt, answer) for prompt, answer in zip(row.members, given, strict=True)]
+    return answered(row, together, agreement=agreement, members=members)

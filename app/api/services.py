@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict
 
+from app.api.calibration import Calibrator
 from app.api.drain import Drain
+from app.api.pinning import Draws
 from app.api.readiness import Readiness
 from app.registry import Registry
 from app.settings import Settings
@@ -45,6 +47,8 @@ class Services:
     drain: Drain
     readiness: Readiness
     metrics: Metrics
+    calibrator: Calibrator
+    draws: Draws = field(default_factory=Draws)
     host: str = field(default_factory=socket.gethostname)
     started_at: float = field(default_factory=time.monotonic)
 

@@ -71,6 +71,7 @@ class Metrics:
             PREFIX + "http_requests_in_flight", "HTTP requests being answered now.", registry=self.registry
         )
         self.rows = counter("request_success", "Rows answered.", "task", "finished_reason")
+        self.abstained = counter("request_abstained", "Rows whose label was under the task's threshold.", "task")
         self.row_failures = counter("request_failure", "Rows that ended in an error.", "code")
         self.row_seconds = times("e2e_request_latency_seconds", "From a row's admission to its answer.", "task")
         self.first_token_seconds = times("time_to_first_token_seconds", "To a streamed row's first event.", "task")

@@ -39,7 +39,8 @@ def test_single_input_answers_with_pinned_version_and_usage(client: httpx.Client
     output = answer["outputs"][0]
     assert set(answer) == {"id", "task", "outputs", "usage"}
     assert set(output) == {
-        *("task", "version", "digest", "text", "label", "scores", "finish_reason", "usage", "members", "error")
+        *("task", "version", "digest", "text", "label", "scores", "abstained", "agreement"),
+        *("finish_reason", "usage", "members", "error"),
     }
     assert (output["task"], output["version"], len(output["digest"])) == ("sentiment", 1, 64)
     assert (output["text"], output["label"], output["finish_reason"]) == ("negative", "negative", "label")

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request, Response
 
 from app.api.errors import detail_of
-from app.api.generation import answer_one, check_count, stream_one, total_usage
+from app.api.generation import answer_one, check_count, stream_one
+from app.api.outputs import total_usage
+from app.api.pinning import Pinned, pin_row
 from app.api.relay import Relay
 from app.api.replies import reply
 from app.api.routes.generate import RefPath, new_id
@@ -57,11 +59,13 @@ async def complete(body: CompletionBody, services: ServicesDep, request: Request
     check_count(services, len(prompts))
     if body.stream and len(prompts) > 1:
         raise CapabilityMissing("a stream takes one prompt", param="prompt")
-    prompt = await services.registry.resolve_version(body.model)
-    _check_text_task(prompt)
+    resolved = await services.registry.resolve(body.model)
+    for member in resolved.members:
+        _check_text_task(member)
+    rows = [pin_row(services.draws, resolved, prompt, _options(body)) for prompt in prompts]
     if body.stream:
-        return await connected(request, _stream(services, prompt, prompts[0], body))
-    return reply(await connected(request, _complete(services, prompt, prompts, body)))
+        return await connected(request, _stream(services, rows[0], body))
+    return reply(await connected(request, _complete(services, rows, body)))
 
 
 def _check_text_task(prompt: LoadedPrompt) -> None:
@@ -73,29 +77,29 @@ def _check_text_task(prompt: LoadedPrompt) -> None:
         )
 
 
-async def _complete(services: Services, prompt: LoadedPrompt, texts: list[str], body: CompletionBody) -> Completion:
+async def _complete(services: Services, rows: list[Pinned], body: CompletionBody) -> Completion:
     """All prompts or none: this wire form has no place for the failure of one."""
     try:
         async with asyncio.TaskGroup() as group:
-            rows = [group.create_task(answer_one(services, prompt, text, _options(body))) for text in texts]
+            tasks = [group.create_task(answer_one(services, row)) for row in rows]
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
-    outputs = [row.result() for row in rows]
+    outputs = [task.result() for task in tasks]
     choices = [
         Choice(index=index, text=one.text or "", finish_reason=_reason(one)) for index, one in enumerate(outputs)
     ]
-    return _completion(prompt, body.model, choices, _usage(total_usage(outputs)))
+    return _completion(rows, body.model, choices, _usage(total_usage(outputs)))
 
 
-async def _stream(services: Services, prompt: LoadedPrompt, text: str, body: CompletionBody) -> EventStream:
-    outputs = Relay(stream_one(services, prompt, text, _options(body)))
+async def _stream(services: Services, row: Pinned, body: CompletionBody) -> EventStream:
+    outputs = Relay(stream_one(services, row))
     try:
         first = await anext(outputs)
     except BaseException:
         await outputs.aclose()
         raise
     with_usage = body.stream_options is not None and body.stream_options.include_usage
-    frame = _completion(prompt, body.model, [], None)
+    frame = _completion([row], body.model, [], None)
     return EventStream(_events(first, outputs, frame, with_usage=with_usage))
 
 
@@ -123,12 +127,13 @@ def _chunk(frame: Completion, output: Output) -> bytes:
     return event(frame.model_copy(update={"choices": [choice]}).model_dump())
 
 
-def _completion(prompt: LoadedPrompt, model: str, choices: list[Choice], usage: CompletionUsage | None) -> Completion:
+def _completion(rows: list[Pinned], model: str, choices: list[Choice], usage: CompletionUsage | None) -> Completion:
+    """`system_fingerprint` names every version that answers a row."""
     return Completion(
         id=new_id("cmpl"),
         created=int(time.time()),
         model=model,
-        system_fingerprint=f"{prompt.task}@{prompt.version}:{prompt.digest[:12]}",
+        system_fingerprint=",".join(dict.fromkeys(name for row in rows for name in row.fingerprints)),
         choices=choices,
         usage=usage,
     )

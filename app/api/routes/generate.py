@@ -10,15 +10,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 
 from app.api.errors import detail_of
-from app.api.generation import (
-    answer_one,
-    answer_or_error,
-    answer_rows,
-    check_count,
-    finish_reason_of,
-    stream_one,
-    total_usage,
-)
+from app.api.generation import answer_fan_out, answer_one, answer_or_error, answer_rows, check_count, stream_one
+from app.api.outputs import finish_reason_of, total_usage
+from app.api.pinning import pin_or_error, pin_row
 from app.api.relay import Relay
 from app.api.replies import reply
 from app.api.schemas.generate import GenerateAnswer, GenerateBody, MixedAnswer, MixedBody, Output
@@ -51,7 +45,11 @@ async def generate(ref: RefPath, body: GenerateBody, services: ServicesDep, requ
     response_model=MixedAnswer,
 )
 async def generate_mixed(body: MixedBody, services: ServicesDep, request: Request) -> Response:
-    outputs = await connected(request, answer_rows(services, body.rows()))
+    if body.requests is not None:
+        outputs = await connected(request, answer_rows(services, body.requests))
+    else:
+        tasks, given = body.fan_out()
+        outputs = await connected(request, answer_fan_out(services, tasks, given, body))
     return reply(MixedAnswer(id=new_id("gen"), outputs=outputs, usage=total_usage(outputs)))
 
 
@@ -61,25 +59,29 @@ def new_id(kind: str) -> str:
 
 async def _answer(services: Services, ref: str, body: GenerateBody) -> list[Output]:
     """A single input fails as a whole; of several inputs each fails for itself."""
-    prompt = await services.registry.resolve_version(ref)
+    resolved = await services.registry.resolve(ref)
     if body.input is not None:
-        return [await answer_one(services, prompt, body.input, body)]
+        return [await answer_one(services, pin_row(services.draws, resolved, body.input, body))]
     inputs = body.inputs or []
     check_count(services, len(inputs))
-    return await asyncio.gather(*(answer_or_error(services, prompt, ref, given, body) for given in inputs))
+    rows = [pin_or_error(services.draws, resolved, given, body) for given in inputs]
+    return await asyncio.gather(*(answer_or_error(services, ref, row) for row in rows))
 
 
 async def _stream(services: Services, ref: str, body: GenerateBody) -> EventStream:
     """Wait for the first event, so that what fails before it is a plain HTTP error."""
     assert body.input is not None
-    prompt = await services.registry.resolve_version(ref)
-    outputs = Relay(stream_one(services, prompt, body.input, body))
+    row = pin_row(services.draws, await services.registry.resolve(ref), body.input, body)
+    outputs = Relay(stream_one(services, row))
     try:
         first = await anext(outputs)
     except BaseException:
         await outputs.aclose()
         raise
-    headers = {"x-chorus-version": f"{prompt.task}@{prompt.version}", "x-chorus-digest": prompt.digest}
+    headers = {
+        "x-chorus-version": ",".join(f"{one.task}@{one.version}" for one in row.members),
+        "x-chorus-digest": ",".join(one.digest for one in row.members),
+    }
     return EventStream(_events(first, outputs), headers)
 
 
@@ -100,4 +102,4 @@ def _chunk(output: Output) -> dict[str, Any]:
     """`{"index", "text"}`; the last chunk says all that the answer of a request without a stream says."""
     if not output.finish_reason:
         return {"index": 0, "text": output.text}
-    return {"index": 0, **output.model_dump(exclude={"members", "error"})}
+    return {"index": 0, **output.model_dump(exclude={"error"})}

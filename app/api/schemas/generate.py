@@ -33,6 +33,11 @@ class Options(Ask):
     )
     seed: int | None = Field(default=None, ge=0, description="Same seed, same input, same version: same sample.")
     scores: bool = Field(default=False, description="Return the probability of every label.")
+    calibrate: bool = Field(
+        default=False,
+        description="Label tasks: divide the probabilities by those of inputs without content, then answer.",
+    )
+    members: bool = Field(default=False, description="Ensembles: return each member's own answer.")
     timeout_s: float | None = Field(default=None, gt=0, description="Deadline of each row, in seconds.")
 
     @property
@@ -82,14 +87,11 @@ class MixedBody(Options):
             raise ValueError("options stand in each of `requests`, not beside them")
         return self
 
-    def rows(self) -> list[Request]:
-        """The rows in the order asked."""
-        if self.requests is not None:
-            return self.requests
+    def fan_out(self) -> tuple[list[str], Input]:
+        """The references and their one input. Only of a body without `requests`."""
         assert self.tasks is not None
         assert self.input is not None
-        shared = {name: getattr(self, name) for name in Options.model_fields}
-        return [Request(task=task, input=self.input, **shared) for task in self.tasks]
+        return self.tasks, self.input
 
 
 class UsageBody(Reply):
@@ -109,8 +111,21 @@ class UsageBody(Reply):
         )
 
 
+class MemberBody(Reply):
+    """One member's own answer in an ensemble. Where the members choose each token together (free text by `mean`) they
+    have no text of their own, and `logprob` is the log-probability that the member alone gives the common text."""
+
+    version: int
+    digest: str
+    text: str | None = None
+    label: str | None = None
+    scores: dict[str, float] | None = None
+    logprob: float | None = None
+    usage: UsageBody | None = None
+
+
 class Output(Reply):
-    """One row's answer, pinned to the version that gave it; or `error`, and then no text."""
+    """One row's answer, pinned to the version that gave it (an ensemble's first); or `error`, and then no text."""
 
     task: str
     version: int | None = None
@@ -118,9 +133,18 @@ class Output(Reply):
     text: str | None = None
     label: str | None = None
     scores: dict[str, float] | None = Field(default=None, description="Label to probability, where asked for.")
+    abstained: bool | None = Field(
+        default=None,
+        description="Whether the best label was under the task's `abstain_below`; null for a task that always answers.",
+    )
+    agreement: float | None = Field(
+        default=None, description="Ensembles: share of the members whose own answer is this one."
+    )
     finish_reason: str = Field(description="stop | length | label | cancelled | timeout | drain | error")
-    usage: UsageBody | None = None
-    members: None = Field(default=None, description="Answers of an ensemble's members; null for a single version.")
+    usage: UsageBody | None = Field(default=None, description="Of an ensemble: the sum over its members.")
+    members: list[MemberBody] | None = Field(
+        default=None, description="An ensemble's members with their own answers, where asked for."
+    )
     error: ErrorDetail | None = None
 
 
