@@ -61,6 +61,9 @@ class ChorusClient:
                 raise _refusal(found["error"], Exit.FAILED)
             yield found
 
+    def health(self) -> dict[str, Any]:
+        return self._call("GET", "/health")
+
     def tasks(self) -> list[dict[str, Any]]:
         return self._list("/v1/tasks", "name")
 

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from app import __version__
-from app.cli.commands import doctor, fsck, generate, service, tasks, train
+from app.cli.commands import bench, doctor, fsck, generate, service, tasks, train
 from app.cli.errors import CliError, Exit
 from app.cli.output import Output
 from app.errors import ChorusError
@@ -32,7 +32,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Run": (service.up, service.serve, service.worker),
     "Use": (generate.generate, train.train, train.jobs),
     "Manage": (tasks.tasks, tasks.versions, tasks.alias),
-    "Check": (doctor.doctor, fsck.fsck),
+    "Check": (doctor.doctor, fsck.fsck, bench.bench),
 }
 
 
