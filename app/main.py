@@ -130,6 +130,8 @@ async def _start(settings: Settings, parts: Parts, drain: Drain, metrics: Metric
         manifest=settings.data_dir / "manifest.json",
         reconcile_s=settings.reconcile_s,
         admit=engine.admit,
+        host_cache_bytes=settings.host_prompt_cache_mb << 20,
+        preload=settings.preload_refs,
         metrics=metrics,
     )
     await registry.start()

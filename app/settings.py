@@ -51,6 +51,10 @@ class Settings(BaseSettings):
     max_queued_rows: int = Field(2048, ge=1, description="Rows that may wait; more are refused with 429.")
     max_batch_tokens: int = Field(4096, ge=64, description="Tokens in one prefill.")
     prompt_cache_mb: int = Field(256, ge=1, description="Budget for cached prompt keys and values, MiB.")
+    host_prompt_cache_mb: int = Field(128, ge=1, description="Budget for verified prompts in main memory, MiB.")
+    preload: str = Field(
+        "", description="Prompts to load before the service is ready: references with commas, or `*` for all that fit."
+    )
     default_timeout_s: float = Field(60.0, gt=0, description="Deadline of a request that names none.")
     max_timeout_s: float = Field(600.0, gt=0, description="Longest deadline a request may ask for.")
     drain_s: float = Field(20.0, ge=0, description="How long running requests may take when the service stops.")
@@ -83,6 +87,10 @@ class Settings(BaseSettings):
     @cached_property
     def blobs(self) -> Path:
         return self.blob_dir or self.data_dir / "blobs"
+
+    @cached_property
+    def preload_refs(self) -> tuple[str, ...]:
+        return tuple(ref.strip() for ref in self.preload.split(",") if ref.strip())
 
     @cached_property
     def cpu_threads(self) -> int:

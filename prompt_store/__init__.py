@@ -28,7 +28,7 @@ from prompt_store.errors import (
 )
 from prompt_store.fsck import FsckReport
 from prompt_store.memory_metadata import MemoryMetadata
-from prompt_store.metadata import Metadata
+from prompt_store.metadata import Delta, Metadata
 from prompt_store.models import (
     ALIAS_NAME,
     DIGEST,
@@ -60,7 +60,7 @@ from prompt_store.refs import (
     check_task_name,
     parse_ref,
 )
-from prompt_store.snapshot import Snapshot
+from prompt_store.snapshot import Snapshot, TaskState
 from prompt_store.store import PromptStore, Publication
 
 __all__ = [
@@ -78,6 +78,7 @@ __all__ = [
     "CorruptBlob",
     "CorruptRecord",
     "Decoding",
+    "Delta",
     "Evaluation",
     "Event",
     "Family",
@@ -108,6 +109,7 @@ __all__ = [
     "TaskExists",
     "TaskNotFound",
     "TaskSpec",
+    "TaskState",
     "Version",
     "VersionInUse",
     "VersionNotFound",

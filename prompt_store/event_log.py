@@ -39,5 +39,9 @@ class EventLog:
         """Events with a greater id than `after`, oldest first."""
         return self._events[int(after.partition("-")[0]) :]
 
+    def holds(self, place: str) -> bool:
+        """Whether `place` is the id of an event, or the beginning."""
+        return int(place.partition("-")[0]) <= len(self._events)
+
     def has_news(self, after: str) -> bool:
         return len(self._events) > int(after.partition("-")[0])

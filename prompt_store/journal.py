@@ -83,8 +83,12 @@ class Journal:
 
 
 def seal(record: Record) -> bytes:
+    """The record as JSON, sealed."""
+    return sealed(record.model_dump_json().encode())
+
+
+def sealed(text: bytes) -> bytes:
     """JSON behind a line with its sha256, so that a flipped bit is noticed."""
-    text = record.model_dump_json().encode()
     return b"sha256:" + hashlib.sha256(text).hexdigest().encode() + b"\n" + text
 
 

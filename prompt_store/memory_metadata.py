@@ -22,11 +22,13 @@ from prompt_store.event_log import EventKind, EventLog
 from prompt_store.metadata import (
     AliasEntry,
     Change,
+    Delta,
     Draft,
     Dump,
     Restoration,
     TaskEntry,
     Tombstone,
+    follows,
     public_aliases,
 )
 from prompt_store.models import PROD, Alias, Evaluation, Event, Task, TaskSpec, Version, VersionState
@@ -243,7 +245,7 @@ class MemoryMetadata:
         with self._changed:
             if self._epoch != expected_epoch:
                 raise Conflict("the registry changed while it was being rebuilt")
-            self._epoch = max(expected_epoch, restoration.epoch) + 1
+            self._epoch = max(expected_epoch, restoration.epoch) + 2
             for name in restoration.vacated:
                 self._bury(self._entries[name])
             for tombstone in restoration.tombstones:
@@ -323,6 +325,23 @@ class MemoryMetadata:
         with self._changed:
             self._changed.wait_for(lambda: self._log.has_news(after), timeout=(block_ms or 0) / 1000)
             return self._log.behind(after)[:limit]
+
+    def delta(self, after: str, *, epoch: int) -> Delta | None:
+        with self._changed:
+            events = self._log.behind(after) if self._log.holds(after) else []
+            if not follows([event.epoch for event in events], epoch, self._epoch):
+                return None
+            entries = {event.task: self._entries.get(event.task) for event in events}
+            named = {(event.task_id, event.version): None for event in events if event.version is not None}
+            found = (self._versions.get(key) for key in named)
+            live = [entry.task.id for entry in entries.values() if entry is not None]
+            return Delta(
+                epoch=self._epoch,
+                last_event_id=self._log.last_id(),
+                entries=entries,
+                versions=tuple(version for version in found if version is not None),
+                aliases={task_id: self._aliases.get(task_id, ()) for task_id in live},
+            )
 
     def dump(self) -> Dump:
         with self._changed:

@@ -7,7 +7,9 @@ in the same atomic step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 from pydantic import Field
@@ -98,6 +100,18 @@ class Dump:
 
 
 @dataclass(frozen=True)
+class Delta:
+    """All that events behind some place in the stream named, as it is at `epoch`, read in one step with the events:
+    their tasks (None: there is no task of that name any more) with all aliases, and their versions."""
+
+    epoch: int
+    last_event_id: str
+    entries: dict[str, TaskEntry | None] = field(default_factory=dict)  # by task name
+    versions: tuple[Version, ...] = ()
+    aliases: dict[str, tuple[AliasEntry, ...]] = field(default_factory=dict)  # by task id
+
+
+@dataclass(frozen=True)
 class Restoration:
     """What a rebuild puts back, all at once. `epoch` is the lowest that the server's counter may have afterwards."""
 
@@ -135,12 +149,29 @@ class Metadata(Protocol):
     def find_publication(self, publication: str) -> Version | None: ...
     def events(self, after: str, *, limit: int, block_ms: int | None) -> list[Event]: ...
     def dump(self) -> Dump: ...
-    def restore(self, restoration: Restoration, *, expected_epoch: int) -> int:
-        """Put everything back in one atomic step and return the new epoch; Conflict if the epoch has moved on."""
+    def delta(self, after: str, *, epoch: int) -> Delta | None:
+        """What changed since `epoch`, whose last event was `after`. None: the events do not tell everything, because
+        the stream has forgotten `after`, epochs are missing among them, or there are more than MAX_DELTA."""
         ...
+
+    def restore(self, restoration: Restoration, *, expected_epoch: int) -> int:
+        """Put everything back in one atomic step and return the new epoch; Conflict if the epoch has moved on. The new
+        epoch leaves one out: its events do not name everything, and by the gap readers know to read it all."""
+        ...
+
+
+MAX_DELTA = 4096  # events; behind more of them, reading everything is not dearer
 
 
 def public_aliases(task: str, entries: tuple[AliasEntry, ...]) -> list[Alias]:
     """The aliases among `entries` that exist, by name."""
     live = (entry for entry in entries if entry.version > 0)
     return sorted((Alias(task=task, **entry.model_dump()) for entry in live), key=lambda alias: alias.name)
+
+
+def follows(epochs: Sequence[int], since: int, now: int) -> bool:
+    """Whether events of these epochs tell all that happened between two epochs."""
+    if len(epochs) > MAX_DELTA:
+        return False
+    steps = pairwise((since, *epochs))
+    return all(before <= after <= before + 1 for before, after in steps) and (epochs[-1] if epochs else since) == now

@@ -6,7 +6,6 @@ set_state, append_evaluation) are retried; moving or deleting is tried once, and
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,8 +27,9 @@ from prompt_store.errors import (
     VersionInUse,
     VersionNotFound,
 )
-from prompt_store.metadata import Change, Draft, Dump, Restoration, Tombstone, public_aliases
+from prompt_store.metadata import MAX_DELTA, Change, Delta, Draft, Dump, Restoration, Tombstone, public_aliases
 from prompt_store.models import Alias, Evaluation, Event, Task, TaskSpec, Version, VersionState
+from prompt_store.redis_delta import READ_DELTA, read_delta
 from prompt_store.redis_restore import restore
 
 DEFAULT_TIMEOUT_S = 2.0
@@ -47,8 +47,6 @@ class RedisMetadata:
         self._client = _connect(url, timeout_s, Retry(backoff, _RETRIES))
         self._once = _connect(url, timeout_s, Retry(NoBackoff(), 0))
         self._waiting = _connect(url, timeout_s + _LONGEST_WAIT_S, Retry(NoBackoff(), 1))
-        self._reader = redis_records.VersionReader()
-        self._reading = threading.Lock()
         self._scripts = {text: self._client.register_script(text) for text in _ALL_SCRIPTS}
 
     def close(self) -> None:
@@ -223,10 +221,12 @@ class RedisMetadata:
             pipe.xrevrange(keys.EVENTS, count=1)
             for key in _DUMPED:
                 pipe.hgetall(key)
-            epoch, newest, tasks, aliases, numbers, publications, graves, *of_versions = pipe.execute()
-        with self._reading:
-            versions = self._reader.read(*of_versions)
-        return redis_records.read_dump(epoch, newest, tasks, aliases, numbers, publications, graves, versions)
+            return redis_records.read_dump(*pipe.execute())
+
+    def delta(self, after: str, *, epoch: int) -> Delta | None:
+        with _unavailable():
+            reply = self._scripts[READ_DELTA](keys.ALL, [after, epoch, MAX_DELTA])
+        return read_delta(reply)
 
 
 # what a dump reads, in the order in which `read_dump` takes it; the last three are the versions'
@@ -249,6 +249,7 @@ _ALL_SCRIPTS = (
     scripts.MOVE_ALIAS,
     scripts.DELETE_ALIAS,
     scripts.RAISE_FENCE,
+    READ_DELTA,
 )
 
 

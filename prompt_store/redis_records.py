@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prompt_store.metadata import AliasEntry, Draft, Dump, TaskEntry, Tombstone
@@ -64,24 +64,6 @@ def read_version(field: str, body: str, state: str, card: str | None) -> Version
     fields: dict[str, Any] = json.loads(body)
     fields.update(task_id=task_id, number=int(number), state=state, card=read_card(card))
     return Version.model_validate(fields)
-
-
-class VersionReader:
-    """Reads many versions again and again; one whose text is the same as last time is not parsed anew."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[tuple[str, str, str | None], Version]] = {}
-
-    def read(self, bodies: Mapping[str, str], states: Mapping[str, str], cards: Mapping[str, str]) -> list[Version]:
-        """All versions of the three hashes; what is no longer among them is forgotten."""
-        seen = self._seen
-        self._seen = {}
-        for field, body in bodies.items():
-            texts = (body, states[field], cards.get(field))
-            known = seen.get(field)
-            version = known[1] if known is not None and known[0] == texts else read_version(field, *texts)
-            self._seen[field] = (texts, version)
-        return [version for _, version in self._seen.values()]
 
 
 def evaluation_line(evaluation: Evaluation) -> str:
@@ -176,8 +158,11 @@ def read_dump(
     numbers: Mapping[str, str],
     publications: Mapping[str, str],
     graves: Mapping[str, str],
-    versions: Iterable[Version],
+    bodies: Mapping[str, str],
+    states: Mapping[str, str],
+    cards: Mapping[str, str],
 ) -> Dump:
+    versions = (read_version(field, body, states[field], cards.get(field)) for field, body in bodies.items())
     return Dump(
         epoch=int(epoch or 0),
         last_event_id=newest[0][0] if newest else "0",

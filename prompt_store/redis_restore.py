@@ -18,7 +18,7 @@ def restore(client: redis.Redis, restoration: Restoration, expected_epoch: int) 
         pipe.watch(keys.EPOCH)  # type: ignore[no-untyped-call]
         if int(pipe.get(keys.EPOCH) or 0) != expected_epoch:
             raise Conflict("the registry changed while it was being rebuilt")
-        epoch = max(expected_epoch, restoration.epoch) + 1
+        epoch = max(expected_epoch, restoration.epoch) + 2
         pipe.multi()
         pipe.set(keys.EPOCH, epoch)
         for tombstone in restoration.tombstones:

@@ -19,7 +19,7 @@ from prompt_store.collector import collect_orphans
 from prompt_store.errors import AliasNotFound, Conflict, CorruptBlob, InvalidBlob
 from prompt_store.fsck import FsckReport, check_store, rebuild_store
 from prompt_store.journal import RecordFiles
-from prompt_store.metadata import Change, Draft, Metadata, public_aliases
+from prompt_store.metadata import Change, Delta, Draft, Metadata, public_aliases
 from prompt_store.models import PROD, Alias, Evaluation, Event, PromptMeta, Task, TaskSpec, Version, VersionState
 from prompt_store.redis_metadata import DEFAULT_TIMEOUT_S, RedisMetadata
 from prompt_store.refs import PromptRef, check_alias_name, check_event_id, check_publication, check_task_name
@@ -265,6 +265,13 @@ class PromptStore:
         """Everything readable, as of one moment."""
         return snapshot_of(self.metadata.dump())
 
+    def delta(self, since: Snapshot) -> Delta | None:
+        """What changed since that snapshot: `since.after(delta)` is the registry of now.
+
+        None when events do not tell it (the stream was trimmed, the registry was restored): then read everything.
+        """
+        return self.metadata.delta(check_event_id(since.last_event_id), epoch=since.epoch)
+
     # care
 
     def collect_orphans(self, *, grace_s: float) -> list[str]:
@@ -284,7 +291,8 @@ class PromptStore:
 
     def behind(self) -> bool:
         """Whether the server has forgotten writes that the record files hold; if so, writing raises StoreBehind."""
-        return self.epoch() < self.records.floor()
+        floor = self.records.floor()  # first: a write in between would raise the floor above the epoch that was read
+        return self.epoch() < floor
 
 
 def _page(limit: int) -> int:

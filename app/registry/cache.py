@@ -1,4 +1,5 @@
-"""Loaded prompts by (task id, number): at most one load of each at a time, the least used dropped first.
+"""Loaded prompts by (task id, number), the host's tier of residency: read from disk once, verified, kept within a
+budget of bytes, at most one load of each at a time. Who holds a prompt keeps it, whatever is dropped here.
 
 A version that cannot be loaded is refused for itself alone, and not tried again for a while, so that a hot but broken
 version costs one read in `retry_s`, not one in each request.
@@ -9,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from app.backbone import LoadedPrompt
 from app.errors import ChorusError, DeadlineExceeded, Draining, Overloaded, RequestCancelled, VersionUnavailable
+from app.registry.recency import Key
+from app.registry.segmented_lru import SegmentedLRU
 from app.telemetry import Metrics
 from prompt_store import StoreError, Version
 
 log = logging.getLogger(__name__)
-Key = tuple[str, int]
+_OVERHEAD_BYTES = 2048  # of a prompt beside its vectors: template, words, their ids
 _BUSY = (Overloaded, Draining, DeadlineExceeded, RequestCancelled)  # says nothing about the version
 
 
@@ -44,20 +46,35 @@ class PromptCache:
         self,
         load: Callable[[Version], Awaitable[LoadedPrompt]],
         *,
-        capacity: int,
+        budget_bytes: int,
         retry_s: float,
         metrics: Metrics,
     ) -> None:
         self._load = load
-        self._capacity = capacity
         self._retry_s = retry_s
         self._metrics = metrics
-        self._loaded: OrderedDict[Key, LoadedPrompt] = OrderedDict()
+        self._loaded: SegmentedLRU[Key, LoadedPrompt] = SegmentedLRU(budget_bytes)
         self._loading: dict[Key, asyncio.Task[LoadedPrompt]] = {}
         self._refused: dict[Key, Refusal] = {}
 
     def __len__(self) -> int:
         return len(self._loaded)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._loaded
+
+    @property
+    def size_bytes(self) -> int:
+        return self._loaded.size_bytes
+
+    @property
+    def evictions(self) -> int:
+        return self._loaded.evictions
+
+    @property
+    def full(self) -> bool:
+        """Whether one more prompt, beside those being loaded, would push another one out."""
+        return not self._loaded.has_room(len(self._loading) + 1)
 
     @property
     def refusals(self) -> list[Refusal]:
@@ -68,19 +85,21 @@ class PromptCache:
         key = (version.task_id, version.number)
         loaded = self._loaded.get(key)
         if loaded is not None:
-            self._loaded.move_to_end(key)
             return loaded
         refusal = self._refused.get(key)
         if refusal is not None and time.monotonic() < refusal.until:
             raise refusal.error()
         return await asyncio.shield(self._loading.get(key) or self._begin(key, version))
 
-    def forget(self, alive: set[Key]) -> None:
-        """Drop what belongs to versions that no longer exist."""
-        for key in [key for key in self._loaded if key not in alive]:
-            del self._loaded[key]
-        for key in [key for key in self._refused if key not in alive]:
+    def forget(self, task_ids: set[str]) -> None:
+        """Drop what belongs to tasks that no longer exist."""
+        self._loaded.drop([key for key in self._loaded.by_use() if key[0] in task_ids])
+        for key in [key for key in self._refused if key[0] in task_ids]:
             del self._refused[key]
+
+    def by_use(self) -> list[Key]:
+        """What is loaded, the most used first."""
+        return self._loaded.by_use()
 
     def _begin(self, key: Key, version: Version) -> asyncio.Task[LoadedPrompt]:
         task = asyncio.create_task(self._fill(key, version), name=f"load {version.task}@{version.number}")
@@ -110,7 +129,9 @@ class PromptCache:
         log.info("version loaded", extra={"version": name, "digest": version.digest[:12], "seconds": seconds})
         self._metrics.prompt_load_seconds.observe(seconds)
         self._refused.pop(key, None)
-        self._loaded[key] = prompt
-        while len(self._loaded) > self._capacity:
-            self._loaded.popitem(last=False)
+        self._loaded.put(key, prompt, _size(prompt))
         return prompt
+
+
+def _size(prompt: LoadedPrompt) -> int:
+    return _OVERHEAD_BYTES + (0 if prompt.vectors is None else prompt.vectors.nbytes)

@@ -1,8 +1,8 @@
 """The view of the store that a replica answers from: one immutable snapshot, replaced as a whole when something moves.
 
-A thread follows the event stream and compares epochs; it and every write replace the snapshot through `refresh`. When
-the store cannot be reached, or has forgotten what its record files hold, the last good snapshot stays: in memory, and
-for a cold start in the manifest file.
+A thread follows the event stream and compares epochs; it and every write move the snapshot on through `refresh`: by
+what the events name, and by reading everything when they do not add up. When the store cannot be reached, or has
+forgotten what its record files hold, the last good snapshot stays: in memory, and for a cold start in the manifest.
 """
 
 from __future__ import annotations
@@ -14,23 +14,32 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from app.registry.manifest import ManifestWriter
 from prompt_store import PromptStore, Snapshot, StoreError
 
 log = logging.getLogger(__name__)
 _BLOCK_MS = 200
+_GATHER_S = 0.02  # after each refresh, so that a burst of changes is read in a few
 _MAX_BACKOFF_S = 2.0
-EMPTY = Snapshot(epoch=0, last_event_id="0", tasks=(), versions=(), aliases=())
+
+Changed = Callable[[Snapshot, frozenset[str] | None], None]
 
 
 class Follower:
-    """Synchronous and thread-safe; `snapshot` may be read from any thread at any time."""
+    """Synchronous and thread-safe; `snapshot` may be read from any thread at any time.
 
-    def __init__(self, store: PromptStore, *, manifest: Path, reconcile_s: float, changed: Callable[[], None]) -> None:
-        self.snapshot = EMPTY
+    `changed(before, names)` is called after each move with the snapshot it replaced and the tasks that may differ;
+    None: any may. `full_reads` counts how often everything was read.
+    """
+
+    def __init__(self, store: PromptStore, *, manifest: Path, reconcile_s: float, changed: Changed) -> None:
+        self.snapshot = Snapshot()
         self.known = False  # whether `snapshot` came from anywhere at all
         self.degraded: str | None = None  # the code of what keeps the store out of reach
+        self.full_reads = 0
         self._store = store
         self._manifest = manifest
+        self._writer = ManifestWriter(manifest)
         self._reconcile_s = reconcile_s
         self._changed = changed
         self._refreshing = threading.Lock()
@@ -42,30 +51,43 @@ class Follower:
         try:
             self.refresh()
         except StoreError as error:
-            self._degrade(error)
+            self._mark(error.code)
             self._load_manifest()
         self._thread.start()
+        self._writer.start()
 
     def stop(self) -> None:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._writer.stop()
 
     def refresh(self) -> None:
-        """Read the store. Raises StoreError, and then the old snapshot stays."""
+        """Move on to what the store holds now. Raises StoreError, and then the old snapshot stays."""
         with self._refreshing:
-            snapshot = self._store.snapshot()
+            if self.degraded == "store_behind" and self._store.behind():
+                return  # still; reading everything once more would tell nothing
+            before = self.snapshot
+            snapshot, names = self._read()
             if self._store.behind():
                 self._mark("store_behind")
                 if not self.known:
                     self._load_manifest()
                 return
-            moved = not self.known or snapshot.epoch != self.snapshot.epoch
+            moved = not self.known or snapshot.epoch != before.epoch or names is None
             self.snapshot, self.known = snapshot, True
             self._mark(None)
-        if moved:
-            self._save(snapshot)
-            self._changed()
+            if moved:  # under the lock: whoever listens hears of the moves in their order
+                self._writer.offer(snapshot)
+                self._changed(before, names)
+
+    def _read(self) -> tuple[Snapshot, frozenset[str] | None]:
+        """The registry as it is now, and the tasks that may differ from what is known."""
+        delta = self._store.delta(self.snapshot) if self.known else None
+        if delta is not None:
+            return self.snapshot.after(delta), frozenset(delta.entries)
+        self.full_reads += 1
+        return self._store.snapshot(), None
 
     def _follow(self) -> None:
         wait_s, compared_at = 0.1, time.monotonic()
@@ -74,11 +96,12 @@ class Follower:
                 due = time.monotonic() - compared_at >= self._reconcile_s
                 if self._behind(compare=due):
                     self.refresh()
+                    self._stop.wait(_GATHER_S)
                 if due:
                     compared_at = time.monotonic()
                 wait_s = 0.1
             except StoreError as error:
-                self._degrade(error)
+                self._mark(error.code)
                 self._stop.wait(wait_s * random.uniform(0.8, 1.2))  # noqa: S311 - spreads replicas, hides nothing
                 wait_s = min(_MAX_BACKOFF_S, wait_s * 2)
             except Exception:
@@ -94,23 +117,15 @@ class Follower:
             return True
         return bool(self._store.events(self.snapshot.last_event_id, limit=1, block_ms=_BLOCK_MS))
 
-    def _save(self, snapshot: Snapshot) -> None:
-        try:
-            snapshot.save(self._manifest)
-        except StoreError:
-            log.warning("manifest not saved: a cold start without the registry would know an older one", exc_info=True)
-
     def _load_manifest(self) -> None:
+        before = self.snapshot
         try:
             self.snapshot, self.known = Snapshot.load(self._manifest), True
         except StoreError as error:
             log.warning("no manifest to start from", extra={"code": error.code})
             return
         log.info("started from the manifest", extra={"epoch": self.snapshot.epoch})
-        self._changed()
-
-    def _degrade(self, error: StoreError) -> None:
-        self._mark(error.code)
+        self._changed(before, None)
 
     def _mark(self, degraded: str | None) -> None:
         if degraded != self.degraded:

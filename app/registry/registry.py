@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from app.backbone import Backbone, LoadedPrompt, load_prompt
-from app.errors import ChorusError, StoreDown, VersionUnavailable
+from app.errors import StoreDown, VersionUnavailable
 from app.registry.cache import PromptCache, Refusal
 from app.registry.follower import Follower
+from app.registry.recency import load_recent, save_recent
 from app.registry.resolved import Resolved
+from app.registry.warming import Warmer
 from app.telemetry import Metrics
 from prompt_store import PromptStore, Snapshot, StoreError, VersionNotFound, parse_ref
 from prompt_store.models import Alias, Task, TaskSpec, Version
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_CAPACITY = 512
+_HOST_BYTES = 128 << 20
 _STORE_THREADS = 8
 
 
@@ -41,35 +43,36 @@ class Registry:
         manifest: Path,
         reconcile_s: float,
         admit: Callable[[LoadedPrompt], Awaitable[None]],
-        capacity: int = _CAPACITY,
+        host_cache_bytes: int = _HOST_BYTES,
+        preload: Sequence[str] = (),
         metrics: Metrics | None = None,
     ) -> None:
+        """`host_cache_bytes` bounds the loaded prompts; `preload` names those to load before `start` returns."""
         self._store = store
         self._backbone = backbone
         self._admit = admit
         self._threads = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="registry")
         self._follower = Follower(store, manifest=manifest, reconcile_s=reconcile_s, changed=self._on_change)
         self._cache = PromptCache(
-            self._load, capacity=capacity, retry_s=reconcile_s, metrics=metrics if metrics is not None else Metrics()
+            self._load,
+            budget_bytes=host_cache_bytes,
+            retry_s=reconcile_s,
+            metrics=metrics if metrics is not None else Metrics(),
         )
-        self._capacity = capacity
+        self._warmer = Warmer(self._cache, lambda: self.snapshot, preload=preload)
+        self._recent = manifest.with_name("recent.json")
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._warming: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Know what there is and load what aliases point to. Works without the store if a manifest was saved."""
+        """Know what there is and load the preload list. Works without the store if a manifest was saved."""
         self._loop = asyncio.get_running_loop()
         await self._in_thread(self._follower.start)
-        if self._warming is None:
-            self._warm()
-        if self._warming is not None:
-            await self._warming
+        await self._warmer.start(await self._in_thread(partial(load_recent, self._recent)))
 
     async def stop(self) -> None:
         await self._in_thread(self._follower.stop)
-        if self._warming is not None and not self._warming.done():
-            self._warming.cancel()
-            await asyncio.wait({self._warming})
+        await self._warmer.stop()
+        await self._in_thread(partial(save_recent, self._recent, self._cache.by_use()))
         self._loop = None
         self._threads.shutdown(wait=False)
 
@@ -103,9 +106,12 @@ class Registry:
         return {
             "registry_epoch": snapshot.epoch,
             "registry_degraded": float(self.degraded),
-            "registry_tasks": len(snapshot.tasks),
-            "registry_versions": len(snapshot.versions),
+            "registry_tasks": len(snapshot.states),
+            "registry_versions": sum(len(state.versions) for state in snapshot.states.values()),
+            "registry_full_reads_total": self._follower.full_reads,
             "prompts_loaded": len(self._cache),
+            "prompts_loaded_bytes": self._cache.size_bytes,
+            "prompts_evicted_total": self._cache.evictions,
             "prompts_refused": len(self._cache.refusals),
         }
 
@@ -144,25 +150,24 @@ class Registry:
 
     def tasks(self, *, after: str | None, limit: int) -> tuple[list[Task], bool]:
         """Tasks by name behind `after`, and whether there are more."""
-        return _page(sorted(self._view().tasks, key=lambda task: task.name), lambda task: task.name, after, limit)
+        view = self._view()
+        names, more = _page(view.names, str, after, limit)
+        return [view.task(name) for name in names], more
 
     def version(self, task: str, number: int) -> Version:
         return self._view().version(task, number)
 
     def versions(self, task: str, *, after: int, limit: int) -> tuple[list[Version], bool]:
         """Versions of a task by number behind `after`, and whether there are more."""
-        view = self._view()
-        view.task(task)
-        found = sorted((version for version in view.versions if version.task == task), key=lambda one: one.number)
+        found = list(self._view().state(task).versions.values())
         return _page(found, lambda version: version.number, after, limit)
 
     def alias(self, task: str, name: str) -> Alias:
         return self._view().alias(task, name)
 
     def aliases(self, task: str) -> list[Alias]:
-        view = self._view()
-        view.task(task)
-        return sorted((alias for alias in view.aliases if alias.task == task), key=lambda alias: alias.name)
+        """By name."""
+        return list(self._view().state(task).aliases.values())
 
     # writing
 
@@ -213,30 +218,11 @@ class Registry:
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
-    def _on_change(self) -> None:
+    def _on_change(self, before: Snapshot, names: frozenset[str] | None) -> None:
         """Called by whatever thread replaced the snapshot."""
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._warm)
-
-    def _warm(self) -> None:
-        """Load what aliases point to before somebody asks for it."""
-        if self._loop is None or (self._warming is not None and not self._warming.done()):
-            return
-        self._warming = self._loop.create_task(self._warm_all(), name="warm prompts")
-
-    async def _warm_all(self) -> None:
-        epoch = -1
-        while epoch != self.snapshot.epoch:
-            snapshot = self.snapshot
-            epoch = snapshot.epoch
-            self._cache.forget({(version.task_id, version.number) for version in snapshot.versions})
-            wanted = {(alias.task, alias.version): None for alias in snapshot.aliases}
-            for task, number in list(wanted)[: self._capacity]:
-                try:
-                    await self._cache.get(snapshot.version(task, number))
-                except (ChorusError, StoreError):
-                    continue  # refused for itself alone, and logged where it was
+            loop.call_soon_threadsafe(self._warmer.note, before, names)
 
 
 def _page(

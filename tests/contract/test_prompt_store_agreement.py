@@ -37,6 +37,7 @@ class Histories(RuleBasedStateMachine):
         root = Path(self._folder.name)
         self.real = PromptStore(RedisMetadata(self.url), BlobStore(root / "real"))
         self.fake = PromptStore(MemoryMetadata(), BlobStore(root / "fake"))
+        self.followed = {store: store.snapshot() for store in (self.real, self.fake)}
 
     def teardown(self) -> None:
         self.real.close()
@@ -98,6 +99,18 @@ class Histories(RuleBasedStateMachine):
     @rule(after=NUMBERS, limit=NUMBERS, task=TASKS)
     def list_versions(self, task: str, after: int, limit: int) -> None:
         self.both(lambda store: store.list_versions(task, after=after, limit=limit))
+
+    @rule()
+    def follow(self) -> None:
+        """What changed since some earlier call, applied, is what reading everything tells."""
+        for store, known in self.followed.items():
+            delta = store.delta(known)
+            assert delta is not None
+            self.followed[store] = known.after(delta)
+            whole = store.snapshot()
+            assert self.followed[store] == whole
+            assert self.followed[store].versions == whole.versions  # in the same order, too
+            assert self.followed[store].aliases == whole.aliases
 
     @invariant()
     def registries_are_equal(self) -> None:

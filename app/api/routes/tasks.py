@@ -48,4 +48,4 @@ async def delete_task(task: TaskPath, services: ServicesDep) -> Response:
 
 
 def _view(services: Services, task: Task) -> TaskView:
-    return TaskView.of(task, [alias for alias in services.registry.snapshot.aliases if alias.task == task.name])
+    return TaskView.of(task, services.registry.aliases(task.name))

@@ -68,7 +68,8 @@ def test_every_metric_is_documented_and_every_documented_metric_exists() -> None
     metrics.observe("engine", lambda: engine_readings(EngineStats()))
     metrics.observe_tallies("engine", lambda: engine_tallies(EngineStats()))
     registry = {"registry_epoch", "registry_degraded", "registry_tasks", "registry_versions"}
-    registry |= {"prompts_loaded", "prompts_refused"}
+    registry |= {"registry_full_reads_total", "prompts_loaded", "prompts_refused"}
+    registry |= {"prompts_loaded_bytes", "prompts_evicted_total"}
     metrics.observe("registry", lambda: dict.fromkeys(sorted(registry), 0.0))
     exported = {family.name + ("_total" if family.type == "counter" else "") for family in metrics.registry.collect()}
     rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| `chorus_")]

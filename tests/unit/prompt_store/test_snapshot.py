@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,5 +63,5 @@ def test_save_when_the_disk_refuses_keeps_the_old_manifest(
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", refuse)
         with pytest.raises(StoreUnavailable):
-            snapshot.model_copy(update={"epoch": 99}).save(path)
+            replace(snapshot, epoch=99).save(path)
     assert Snapshot.load(path) == snapshot

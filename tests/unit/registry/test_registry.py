@@ -4,68 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.backbone import LoadedPrompt
 from app.errors import EngineFailure, Overloaded, StoreDown, VersionUnavailable
-from app.registry import Registry
 from prompt_store import (
-    BlobStore,
-    MemoryMetadata,
-    PromptStore,
     RevisionMismatch,
-    Snapshot,
-    StoreUnavailable,
     TaskNotFound,
     TaskSpec,
-    Version,
     VersionNotFound,
 )
 from tests.fakes import FakeBackbone, publish
-
-HANG_S = 20.0
-
-
-class FragileStore(PromptStore):
-    """A store that can be out of reach, and counts how often it is read."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(MemoryMetadata(), BlobStore(folder / "blobs"))
-        self.down = False
-        self.forgetful = False
-        self.loads: list[str] = []
-        self.broken: set[int] = set()
-
-    def _check(self) -> None:
-        if self.down:
-            raise StoreUnavailable("the server is away")
-
-    def snapshot(self) -> Snapshot:
-        self._check()
-        return super().snapshot()
-
-    def epoch(self) -> int:
-        self._check()
-        return super().epoch()
-
-    def events(self, *args: Any, **kwargs: Any) -> list[Any]:
-        self._check()
-        return super().events(*args, **kwargs)
-
-    def behind(self) -> bool:
-        return self.forgetful
-
-    def load(self, version: Version) -> dict[str, Any]:
-        self.loads.append(f"{version.task}@{version.number}")
-        if version.number in self.broken:
-            self.blobs.read("0" * 64)  # raises BlobNotFound
-        return super().load(version)
+from tests.registries import Admission, FragileStore, run, running, until
 
 
 @pytest.fixture
@@ -73,49 +26,6 @@ def store(tmp_path: Path) -> FragileStore:
     store = FragileStore(tmp_path)
     publish(store, FakeBackbone(), "echo", "{text}")
     return store
-
-
-class Admission:
-    def __init__(self) -> None:
-        self.admitted: list[str] = []
-        self.refuse: Exception | None = None
-
-    async def __call__(self, prompt: LoadedPrompt) -> None:
-        if self.refuse is not None:
-            raise self.refuse
-        self.admitted.append(f"{prompt.task}@{prompt.version}")
-
-
-@asynccontextmanager
-async def running(
-    store: PromptStore, folder: Path, admit: Admission | None = None, **options: Any
-) -> AsyncIterator[Registry]:
-    options = {"reconcile_s": 0.2, **options}
-    registry = Registry(
-        store,
-        FakeBackbone(),
-        manifest=folder / "manifest.json",
-        admit=admit or Admission(),
-        **options,  # type: ignore[arg-type]
-    )
-    await registry.start()
-    try:
-        yield registry
-    finally:
-        await registry.stop()
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(HANG_S):
-            await test
-
-    asyncio.run(bounded())
-
-
-async def until(true: Callable[[], bool]) -> None:
-    while not true():  # noqa: ASYNC110 - what is waited for happens on another thread
-        await asyncio.sleep(0.01)
 
 
 def test_reference_resolves_to_a_verified_prompt(store: FragileStore, tmp_path: Path) -> None:
@@ -303,7 +213,7 @@ def test_least_used_prompts_are_dropped_first(store: FragileStore, tmp_path: Pat
         publish(store, FakeBackbone(), "echo", "Again: {text}", alias=None)
 
     async def test() -> None:
-        async with running(store, tmp_path, capacity=2) as registry:
+        async with running(store, tmp_path, host_cache_bytes=2 * 2048) as registry:  # two prompts without vectors
             for ref in ("echo@1", "echo@2", "echo@1", "echo@3", "echo@1", "echo@2"):
                 await registry.resolve_version(ref)
             assert store.loads == ["echo@1", "echo@2", "echo@3", "echo@2"]
