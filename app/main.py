@@ -241,8 +241,10 @@ def _engine_config(settings: Settings) -> EngineConfig:
         max_rows=settings.max_rows,
         max_context=settings.max_context,
         max_queued_rows=settings.max_queued_rows,
+        max_queued_tokens=settings.max_queued_tokens,
         max_batch_tokens=settings.max_batch_tokens,
         prompt_cache_bytes=settings.prompt_cache_mb << 20,
+        prompt_vector_bytes=settings.prompt_vectors_mb << 20,
         threads=settings.cpu_threads,
     )
 

@@ -49,12 +49,14 @@ class Settings(BaseSettings):
     max_rows: int = Field(64, ge=1, le=1024, description="Rows that run at once.")
     max_context: int = Field(1024, ge=16, description="Longest row in tokens, virtual tokens and answer included.")
     max_queued_rows: int = Field(2048, ge=1, description="Rows that may wait; more are refused with 429.")
+    max_queued_tokens: int = Field(262_144, ge=1, description="Tokens that may wait, answers included; as above.")
     max_batch_tokens: int = Field(4096, ge=64, description="Tokens in one prefill.")
     prompt_cache_mb: int = Field(256, ge=1, description="Budget for cached prompt keys and values, MiB.")
     host_prompt_cache_mb: int = Field(128, ge=1, description="Budget for verified prompts in main memory, MiB.")
     preload: str = Field(
         "", description="Prompts to load before the service is ready: references with commas, or `*` for all that fit."
     )
+    prompt_vectors_mb: int = Field(64, ge=1, description="Budget for prompts' vectors beside their keys, MiB.")
     default_timeout_s: float = Field(60.0, gt=0, description="Deadline of a request that names none.")
     max_timeout_s: float = Field(600.0, gt=0, description="Longest deadline a request may ask for.")
     drain_s: float = Field(20.0, ge=0, description="How long running requests may take when the service stops.")

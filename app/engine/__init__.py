@@ -4,7 +4,16 @@ from app.engine.answers import Answer, Ask, Coupled, StreamEvent, Usage
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.engine.service import EngineService
-from app.engine.types import Capabilities, EngineStats, Event, FinishReason, Request, Sampling
+from app.engine.types import (
+    Capabilities,
+    EngineStats,
+    Event,
+    FinishReason,
+    Request,
+    RowRequest,
+    Sampling,
+    View,
+)
 
 __all__ = [
     "Answer",
@@ -18,7 +27,9 @@ __all__ = [
     "Event",
     "FinishReason",
     "Request",
+    "RowRequest",
     "Sampling",
     "StreamEvent",
     "Usage",
+    "View",
 ]

@@ -59,11 +59,14 @@ class Coupled:
 
 @dataclass(frozen=True)
 class StreamEvent:
-    """A piece of text; the last event has `finish_reason` and `usage`."""
+    """A piece of text; the last event has `finish_reason` and `usage`, and `members` and `agreement` where several
+    members wrote it, see `Coupled`."""
 
     text: str
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    members: tuple[float, ...] | None = None
+    agreement: float | None = None
 
 
 def label_answer(labels: Sequence[str], log_scores: Sequence[float], usage: Usage) -> Answer:

@@ -7,25 +7,27 @@ Redis and no text: rows and prompts' tensors in, tokens and scores out.
 from __future__ import annotations
 
 import heapq
-import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from app.backbone.backbone import Backbone
-from app.backbone.runner import Prefilled, PrefillItem
 from app.engine.config import EngineConfig
+from app.engine.groups import Group
+from app.engine.groups import Sequence as Row
+from app.engine.isolation import IsolatingRunner
+from app.engine.prefill import Prefiller
 from app.engine.prompts import ResidentPrompts
-from app.engine.scheduler import Batch, Phase, Scheduler, Sequence
-from app.engine.slots import SlotState
-from app.engine.types import Capabilities, EngineStats, Event, FinishReason, Request
+from app.engine.scheduler import Batch, Phase, Scheduler
+from app.engine.slots import Lineup, SlotState
+from app.engine.types import Capabilities, EngineStats, Event, FinishReason, Request, View
 
-log = logging.getLogger(__name__)
-
-# What a model may raise for one batch without the engine being broken.
-_ROW_ERRORS = (RuntimeError, ValueError, IndexError, ArithmeticError)
+_NONE: Mapping[str, Tensor] = MappingProxyType({})
+_FAILED = "the model failed on this row"
 
 
 class Engine:
@@ -36,20 +38,30 @@ class Engine:
     ) -> None:
         self.config = config
         self.max_context = min(config.max_context, backbone.max_positions)
-        self.runner = backbone.runner(slots=config.max_rows, places=self.max_context)
+        # One slot more than rows: where rows change places when a batch has to be taken apart.
+        self.runner = backbone.runner(slots=config.max_rows + 1, places=self.max_context)
         self.prompts = ResidentPrompts(
-            device=backbone.device, dtype=backbone.dtype, budget_bytes=config.prompt_cache_bytes
+            device=backbone.device,
+            dtype=backbone.dtype,
+            budget_bytes=config.prompt_cache_bytes,
+            vector_bytes=config.prompt_vector_bytes,
         )
         self.scheduler = Scheduler(
             slots=config.max_rows,
             max_batch_tokens=config.max_batch_tokens,
             max_padding=config.max_padding,
             max_prefills_in_a_row=config.max_prefills_in_a_row,
+            packed=getattr(self.runner, "packed", False),
         )
+        vocabulary = backbone.model.get_output_embeddings().weight.shape[0]
+        self._isolating = IsolatingRunner(self.runner, vocabulary=vocabulary, device=backbone.device)
+        self._prefiller = Prefiller(self._isolating, self.runner, self.prompts)
         self._state = SlotState(config.max_rows, backbone.device)
-        self._ends = torch.tensor(backbone.tokenizer.eos_ids, dtype=torch.int64, device=backbone.device)
-        self._family, self._clock = backbone.family, clock
-        self._live: dict[str, Request] = {}
+        self._lineup: Lineup | None = None  # of the running rows; None after some came or went
+        self._longest = 0
+        self._ends = frozenset(backbone.tokenizer.eos_ids)
+        self._device, self._family, self._clock = backbone.device, backbone.family, clock
+        self._live: dict[str, Group] = {}
         self._deadlines: list[tuple[float, str]] = []  # a heap; ended requests leave it when their time comes
         self._cancelled: dict[str, FinishReason] = {}
         self._stats = EngineStats()
@@ -61,15 +73,23 @@ class Engine:
     def release(self, digest: str) -> None:
         self.prompts.release(digest)
 
-    def submit(self, request: Request) -> None:
-        """Queue a request whose prompt is resident. KeyError: an unknown digest; ValueError: it cannot fit."""
-        if request.places > self.max_context:
-            raise ValueError(f"{request.places} tokens exceed the context of {self.max_context}")
-        if request.digest is not None:
-            self.prompts.pin(request.digest)
-        self._live[request.id] = request
+    def submit(self, request: Request, vectors: Mapping[str, Tensor] = _NONE) -> None:
+        """Queue a request whose prompts are resident, or among `vectors`: [P, H] by digest.
+
+        Raises:
+            KeyError: an unknown digest.
+            ValueError: a request that cannot fit.
+        """
+        request.check(places=self.max_context, slots=self.config.max_rows)
+        with ExitStack() as undo:
+            for digest in [row.digest for row in request.rows if row.digest is not None]:
+                if digest in vectors:
+                    self.prompts.load(digest, vectors[digest])
+                self.prompts.pin(digest)
+                undo.callback(self.prompts.unpin, digest)
+            undo.pop_all()
+        self._live[request.id] = self.scheduler.add(request)
         heapq.heappush(self._deadlines, (request.deadline, request.id))
-        self.scheduler.add(request)
 
     def cancel(self, request_id: str, reason: FinishReason = "cancelled") -> None:
         """End a request before its next step; unknown and ended ones are ignored."""
@@ -80,14 +100,26 @@ class Engine:
     def idle(self) -> bool:
         return not self._live
 
+    @property
+    def packed(self) -> bool:
+        """Whether the runner packs rows, computing text that neighbours share once."""
+        return self.scheduler.packed
+
     def capabilities(self) -> Capabilities:
-        return Capabilities(self._family, self.runner.name, self.max_context, prefix_reuse=self.runner.name == "fast")
+        return Capabilities(
+            family=self._family,
+            runner=self.runner.name,
+            max_context=self.max_context,
+            prefix_reuse=self.runner.name != "reference",
+            coupled_rows=self.config.max_rows,
+        )
 
     def stats(self) -> EngineStats:
-        stats, prompts = self._stats, self.prompts
-        stats.running, stats.waiting = len(self.scheduler.running), len(self.scheduler.waiting)
+        stats, prompts, waiting = self._stats, self.prompts, self.scheduler.waiting
+        stats.running, stats.waiting, stats.waiting_tokens = len(self.scheduler.running), waiting.rows, waiting.tokens
         stats.prefix_hits, stats.prefix_misses, stats.prefix_evictions = prompts.hits, prompts.misses, prompts.evictions
-        stats.prefix_bytes, stats.resident_prompts = prompts.prefix_bytes, len(prompts)
+        stats.prefix_bytes, stats.resident_bytes = prompts.prefix_bytes, prompts.vector_bytes
+        stats.resident_prompts = len(prompts)
         return stats
 
     @torch.inference_mode()
@@ -97,127 +129,95 @@ class Engine:
         batch = self.scheduler.schedule()
         if batch is None:
             return events
-        self._count(batch)
         run = self._prefill if batch.phase is Phase.PREFILL else self._decode
         return events + run(batch)
 
     @torch.inference_mode()
     def fail_all(self, message: str) -> list[Event]:
         """End every request with an error: the last resort when a step failed as a whole."""
-        events = [self._end(request_id, "error", error=message) for request_id in list(self._live)]
+        events = [event for group in list(self._live.values()) for event in self._end_all(group, "error", message)]
         self.scheduler.waiting.clear()
-        for slot in range(self.config.max_rows):
-            self.runner.wipe(slot)
         self.scheduler.running.clear()
+        self._lineup = None
+        for slot in range(self.runner.slots):
+            self.runner.wipe(slot)
         return events
 
     def check_integrity(self) -> None:
         self.scheduler.check_integrity()
         self.prompts.check_integrity()
-        queued = {sequence.request.id for sequence in (*self.scheduler.running, *self.scheduler.waiting)}
-        assert queued == set(self._live)
+        waiting = [row for group in self.scheduler.waiting for row in group.waiting]
+        assert not any(row.ended for row in (*self.scheduler.running, *waiting))
+        queued = [row.request_id for row in (*self.scheduler.running, *waiting)]
+        assert {name: queued.count(name) for name in queued} == {name: g.open for name, g in self._live.items()}
 
     # prefill
 
     def _prefill(self, batch: Batch) -> list[Event]:
-        items = [self._item(sequence.request) for sequence in batch.sequences]
-        try:
-            done = self.runner.prefill(batch.start, items)
-        except _ROW_ERRORS as error:
-            return self._prefill_apart(batch, error)
-        self._stats.prompt_tokens += done.tokens
-        self._stats.padding_tokens += done.padding
-        self._keep_prefixes(batch, items)
-        return self._settle_prefill(batch, done)
-
-    def _prefill_apart(self, batch: Batch, error: Exception) -> list[Event]:
-        """A row that breaks its batch must break alone: run the halves by themselves."""
-        rows = batch.sequences
-        if len(rows) == 1:
-            log.error("a row failed in prefill", extra={"request": rows[0].request.id, "error": repr(error)})
-            self.runner.wipe(rows[0].slot)
-            return [self._end(rows[0].request.id, "error", error="the model failed on this input")]
-        half = len(rows) // 2
+        done = self._prefiller.run(batch)
+        self._count_prefill(batch, done.tokens, done.padding)
+        failed = _with_their_groups([row for row, ok in zip(batch.sequences, done.finite, strict=True) if not ok])
         events: list[Event] = []
-        for part in (rows[:half], rows[half:]):
-            for slot, sequence in enumerate(part, len(self.scheduler.running)):
-                sequence.slot = slot
-            events += self._prefill(Batch(Phase.PREFILL, len(self.scheduler.running), part))
-        return events
-
-    def _item(self, request: Request) -> PrefillItem:
-        if request.digest is None:
-            return PrefillItem(request.row, verbalizer=request.verbalizer)
-        prefix = self.prompts.prefix(request.digest, request.row.prefix) if request.row.prefix else None
-        return PrefillItem(request.row, self.prompts.vectors(request.digest), prefix, request.verbalizer)
-
-    def _keep_prefixes(self, batch: Batch, items: list[PrefillItem]) -> None:
-        """Keys and values of prompts that were computed in passing, for all rows to come."""
-        fresh: dict[tuple[str, int], int] = {}
-        for sequence, item in zip(batch.sequences, items, strict=True):
-            if item.prefix is None and item.row.prefix and sequence.request.digest:
-                fresh.setdefault((sequence.request.digest, item.row.prefix), sequence.slot)
-        for (digest, length), slot in fresh.items():
-            prefix = self.runner.read_prefix(slot, length)
-            if prefix is not None and all(bool(torch.isfinite(t).all()) for layer in prefix.layers for t in layer):
-                self.prompts.keep_prefix(digest, length, prefix)
-
-    def _settle_prefill(self, batch: Batch, done: Prefilled) -> list[Event]:
-        finite = torch.isfinite(done.logits).all(-1).tolist()
-        events: list[Event] = []
-        going: list[tuple[Sequence, int]] = []
-        for i, sequence in enumerate(batch.sequences):
+        going: list[int] = []
+        for i, row in enumerate(batch.sequences):
             scores = done.scores[i]
-            if not finite[i]:
-                self.runner.wipe(sequence.slot)
-                events.append(self._end(sequence.request.id, "error", error="the model gave no finite numbers"))
+            if row in failed:
+                self.runner.wipe(row.slot)
+                events.append(self._end(row, "error", error=_FAILED))
             elif scores is not None:
-                events.append(self._end(sequence.request.id, "label", scores=tuple(scores.tolist())))
+                events.append(self._end(row, "label", scores=scores))
             else:
-                going.append((sequence, i))
+                going.append(i)
         if going:
-            logits = done.logits[[i for _, i in going]]
-            events += self._start_decoding([sequence for sequence, _ in going], logits)
+            rows = [batch.sequences[i] for i in going]
+            logits = done.logits if len(rows) == len(batch.sequences) else done.logits[going]
+            events += self._start_decoding(rows, logits)
         return events
 
-    def _start_decoding(self, sequences: list[Sequence], logits: Tensor) -> list[Event]:
+    def _start_decoding(self, rows: list[Row], logits: Tensor) -> list[Event]:
         start = len(self.scheduler.running)
-        for sequence, old in self.scheduler.start_decoding(sequences):
-            self.runner.move(old, sequence.slot, sequence.length)
-        sampling = [s.request.sampling for s in sequences if s.request.sampling is not None]
-        self._state.open(start, [sequence.request.row.total for sequence in sequences], sampling)
-        return self._advance(sequences, start, logits)
+        for row, old in self.scheduler.start_decoding(rows):
+            self.runner.move(old, row.slot, row.length)
+        self._state.open(start, rows)
+        self._lineup = None
+        return self._advance(rows, start, logits, Lineup.of(rows, self._device))
 
     # decode
 
     def _decode(self, batch: Batch) -> list[Event]:
-        rows = list(batch.sequences)
-        state, count = self._state, len(rows)
-        longest = max(sequence.length for sequence in rows)
-        logits = self.runner.decode(state.token[:count], state.length[:count], longest)
+        state, count = self._state, len(batch.sequences)
+        if self._lineup is None:
+            self._lineup = Lineup.of(batch.sequences, self._device)
+            self._longest = self._lineup.longest
+        self._stats.steps_decode += 1
+        self._stats.decode_rows.add(count)
+        self._stats.decode_prompts.add(self._lineup.prompts)
+        logits = self._isolating.decode(state.token[:count], state.length[:count], self._longest)
         state.length[:count] += 1
-        return self._advance(rows, 0, logits)
+        self._longest += 1
+        return self._advance(batch.sequences, 0, logits, self._lineup)
 
-    def _advance(self, rows: list[Sequence], start: int, logits: Tensor) -> list[Event]:
-        """Sample one token for each row, in slots from `start` on, and settle the rows that end with it."""
-        finite = torch.isfinite(logits).all(-1)
-        tokens, ended, full = self._state.advance(start, logits.nan_to_num(), self._ends)
-        verdicts = torch.stack((tokens, ended.long(), full.long(), finite.long())).tolist()
-        events: list[Event] = []
-        for sequence, token, is_end, is_full, is_finite in zip(rows, *verdicts, strict=True):
-            sequence.generated += 1
-            request_id = sequence.request.id
-            if not is_finite:
-                self.runner.wipe(sequence.slot)
-                events.append(self._end(request_id, "error", error="the model gave no finite numbers"))
-            elif is_end:
-                events.append(self._end(request_id, "stop"))
+    def _advance(self, rows: Sequence[Row], start: int, logits: Tensor, lineup: Lineup) -> list[Event]:
+        """Choose one token for each row, in slots from `start` on, and settle the rows that end with it."""
+        tokens, views = self._state.advance(start, logits, lineup)
+        failed = _with_their_groups([row for row, token in zip(rows, tokens, strict=True) if token < 0])
+        events, ended = [], []
+        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            row.generated += 1
+            if failed and row in failed:
+                self.runner.wipe(row.slot)
+                events.append(self._end(row, "error", error=_FAILED))
+            elif token in self._ends:
+                events.append(self._end(row, "stop", view=views.get(i)))
+            elif row.generated == row.most:
+                events.append(self._end(row, "length", token=token, view=views.get(i)))
             else:
-                self._stats.generated_tokens += 1
-                events.append(self._end(request_id, "length", token=token) if is_full else Event(request_id, token))
-        for sequence in rows:
-            if sequence.request.id not in self._live:
-                self._free(sequence)
+                events.append(Event(row.request_id, token, row=row.index, view=views.get(i)))
+                continue
+            ended.append(row)
+        self._stats.generated_tokens += sum(event.token is not None for event in events)
+        for row in ended:
+            self._free(row)
         return events
 
     # endings
@@ -229,49 +229,59 @@ class Engine:
             _, request_id = heapq.heappop(self._deadlines)
             if request_id in self._live:
                 self._cancelled.setdefault(request_id, "timeout")
-        if not self._cancelled:
-            return []
         ended, self._cancelled = self._cancelled, {}
-        self.scheduler.remove_waiting(set(ended))
-        for sequence in [s for s in self.scheduler.running if s.request.id in ended]:
-            self._free(sequence)
-        return [self._end(request_id, reason) for request_id, reason in ended.items() if request_id in self._live]
+        events: list[Event] = []
+        for request_id, reason in ended.items():
+            group = self._live.get(request_id)
+            if group is not None:
+                self.scheduler.waiting.remove(group)
+                for row in [row for row in group.sequences if row.slot >= 0 and not row.ended]:
+                    self._free(row)
+                events += self._end_all(group, reason)
+        return events
 
-    def _free(self, sequence: Sequence) -> None:
-        moved = self.scheduler.finish(sequence)
+    def _free(self, row: Row) -> None:
+        self._lineup = None
+        moved = self.scheduler.finish(row)
         if moved is not None:
             last, old = moved
             self.runner.move(old, last.slot, last.length)
             self._state.move(old, last.slot)
 
+    def _end_all(self, group: Group, finish: FinishReason, error: str | None = None) -> list[Event]:
+        return [self._end(row, finish, error=error) for row in group.sequences if not row.ended]
+
     def _end(
         self,
-        request_id: str,
+        row: Row,
         finish: FinishReason,
         *,
         token: int | None = None,
         scores: tuple[float, ...] | None = None,
         error: str | None = None,
+        view: View | None = None,
     ) -> Event:
-        request = self._live.pop(request_id)
-        if request.digest is not None:
-            self.prompts.unpin(request.digest)
-        self._cancelled.pop(request_id, None)
+        row.ended = True
+        row.group.open -= 1
+        if not row.group.open:
+            del self._live[row.request_id]
+        if row.row.digest is not None:
+            self.prompts.unpin(row.row.digest)
         self._stats.finished[finish] = self._stats.finished.get(finish, 0) + 1
-        return Event(request_id, token, scores, finish, error)
+        return Event(row.request_id, token, scores, finish, error, row.index, view)
 
-    def _count(self, batch: Batch) -> None:
-        stats, rows = self._stats, len(batch.sequences)
-        prompts = len({sequence.request.digest for sequence in batch.sequences})
-        if batch.phase is Phase.DECODE:
-            stats.steps_decode += 1
-            stats.decode_rows.add(rows)
-            stats.decode_prompts.add(prompts)
-            return
+    def _count_prefill(self, batch: Batch, tokens: int, padding: int) -> None:
+        stats, now = self._stats, self._clock()
         stats.steps_prefill += 1
-        stats.prefill_rows.add(rows)
-        stats.prefill_prompts.add(prompts)
-        now = self._clock()
-        for sequence in batch.sequences:
-            if sequence.request.arrived is not None:
-                stats.queue_seconds.add(now - sequence.request.arrived)
+        stats.prompt_tokens += tokens
+        stats.padding_tokens += padding
+        stats.prefill_rows.add(len(batch.sequences))
+        stats.prefill_prompts.add(len({row.row.digest for row in batch.sequences}))
+        for row in batch.sequences:
+            if row.group.request.arrived is not None:
+                stats.queue_seconds.add(now - row.group.request.arrived)
+
+
+def _with_their_groups(rows: list[Row]) -> set[Row]:
+    """Rows that failed, and every row that is coupled to one of them."""
+    return {other for row in rows for other in (row.group.sequences if row.group.coupled else [row])}

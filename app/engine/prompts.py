@@ -1,8 +1,8 @@
 """Prompts resident in the engine: their vectors on the device, and the keys and values of their leading part.
 
-Vectors stay while a request needs them and are dropped least-recently-used beyond a count; keys and values live in an
-LRU with a byte budget. A miss costs one prefill of the prompt's own tokens, never a read from disk. Keys of the cache
-begin with the prompt's digest: the same words under two prompts have different keys and values.
+Both live within byte budgets, and what a request in flight needs is never dropped. A miss costs one prefill of the
+prompt's own tokens, never a read from disk. Keys of the cache begin with the prompt's digest: the same words under two
+prompts have different keys and values.
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ import torch
 from torch import Tensor
 
 from app.backbone.kv import PrefixKV
+from app.engine.cache import FrequencyCache
 
-_MAX_RESIDENT = 16_384
+PrefixKey = tuple[str, int]  # (digest, length)
 
 
 class ResidentPrompts:
-    """Vectors by digest, prefixes by (digest, length)."""
+    """Vectors by digest, least recently used dropped first; prefixes by (digest, length), see `FrequencyCache`."""
 
-    def __init__(self, *, device: torch.device, dtype: torch.dtype, budget_bytes: int) -> None:
-        self._device, self._dtype, self._budget = device, dtype, budget_bytes
+    def __init__(self, *, device: torch.device, dtype: torch.dtype, budget_bytes: int, vector_bytes: int) -> None:
+        self._device, self._dtype, self._vector_budget = device, dtype, vector_bytes
         self._vectors: OrderedDict[str, Tensor] = OrderedDict()
         self._pins: Counter[str] = Counter()
-        self._prefixes: OrderedDict[tuple[str, int], PrefixKV] = OrderedDict()
-        self.prefix_bytes = self.hits = self.misses = self.evictions = 0
+        self._prefixes: FrequencyCache[PrefixKey, PrefixKV] = FrequencyCache(budget_bytes)
+        self._lengths: dict[str, set[int]] = {}  # of the cached prefixes of each digest
+        self._bytes_per_token = 0.0
+        self.vector_bytes = self.hits = self.misses = 0
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -33,21 +36,32 @@ class ResidentPrompts:
     def __contains__(self, digest: str) -> bool:
         return digest in self._vectors
 
+    @property
+    def prefix_bytes(self) -> int:
+        return self._prefixes.size_bytes
+
+    @property
+    def evictions(self) -> int:
+        return self._prefixes.evictions
+
     def load(self, digest: str, vectors: Tensor) -> None:
         """Make [P, H] resident in the serving dtype; a digest already there is only touched."""
         if digest not in self._vectors:
-            self._vectors[digest] = vectors.to(self._device, self._dtype)
+            self._vectors[digest] = resident = vectors.to(self._device, self._dtype)
+            self.vector_bytes += resident.nbytes
+            self._shrink(keep=digest)
         self._vectors.move_to_end(digest)
-        self._shrink()
 
     def release(self, digest: str) -> None:
         """Forget a prompt, unless a request still needs it."""
-        if not self._pins[digest]:
-            self._vectors.pop(digest, None)
-            for key in [key for key in self._prefixes if key[0] == digest]:
-                self.prefix_bytes -= self._prefixes.pop(key).size_bytes
+        if digest in self._pins:
+            return
+        self._drop_vectors(digest)
+        for length in self._lengths.pop(digest, ()):
+            self._prefixes.pop((digest, length))
 
     def pin(self, digest: str) -> None:
+        """Keep a prompt's vectors until `unpin`. Raises KeyError for one that is not resident."""
         if digest not in self._vectors:
             raise KeyError(digest)
         self._pins[digest] += 1
@@ -56,36 +70,49 @@ class ResidentPrompts:
         self._pins[digest] -= 1
         if self._pins[digest] <= 0:
             del self._pins[digest]
+            if self.vector_bytes > self._vector_budget:
+                self._shrink()
 
     def vectors(self, digest: str) -> Tensor:
         return self._vectors[digest]
 
     def prefix(self, digest: str, length: int) -> PrefixKV | None:
+        """The cached keys and values of a prompt's first `length` tokens, and a note that they were wanted."""
         found = self._prefixes.get((digest, length))
-        if found is None:
-            self.misses += 1
-            return None
-        self._prefixes.move_to_end((digest, length))
-        self.hits += 1
+        self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
         return found
 
+    def wants_prefix(self, digest: str, length: int) -> bool:
+        """Whether `keep_prefix` would keep it; asked before it is copied out of a slot."""
+        size = int(self._bytes_per_token * length)
+        return (digest, length) not in self._prefixes and self._prefixes.admits((digest, length), size)
+
     def keep_prefix(self, digest: str, length: int, prefix: PrefixKV) -> None:
-        """Cache keys and values; the oldest go first. One that alone exceeds the budget is not kept."""
-        if (digest, length) in self._prefixes or prefix.size_bytes > self._budget:
-            return
-        self._prefixes[digest, length] = prefix
-        self.prefix_bytes += prefix.size_bytes
-        while self.prefix_bytes > self._budget:
-            _, oldest = self._prefixes.popitem(last=False)
-            self.prefix_bytes -= oldest.size_bytes
-            self.evictions += 1
+        """Cache keys and values, if there is room or others are wanted less often."""
+        self._bytes_per_token = prefix.size_bytes / length
+        if self._prefixes.put((digest, length), prefix, prefix.size_bytes):
+            self._lengths.setdefault(digest, set()).add(length)
+        for gone, of in self._prefixes.take_evicted():
+            self._lengths[gone].discard(of)
+            if not self._lengths[gone]:
+                del self._lengths[gone]
 
     def check_integrity(self) -> None:
-        assert self.prefix_bytes == sum(prefix.size_bytes for prefix in self._prefixes.values()) <= self._budget
-        assert all(digest in self._vectors for digest in self._pins)
+        self._prefixes.check_integrity()
+        assert self.vector_bytes == sum(vectors.nbytes for vectors in self._vectors.values())
+        assert self.vector_bytes <= self._vector_budget or all(digest in self._pins for digest in self._vectors)
+        assert all(digest in self._vectors and count > 0 for digest, count in self._pins.items())
+        keys = {(digest, length) for digest, lengths in self._lengths.items() for length in lengths}
+        assert keys == set(self._prefixes)
 
-    def _shrink(self) -> None:
+    def _shrink(self, keep: str | None = None) -> None:
+        """Drop vectors nobody needs now, oldest first, until the rest fits. Their prefixes stay."""
         for digest in list(self._vectors):
-            if len(self._vectors) <= _MAX_RESIDENT:
+            if self.vector_bytes <= self._vector_budget:
                 return
-            self.release(digest)
+            if digest != keep and digest not in self._pins:
+                self._drop_vectors(digest)
+
+    def _drop_vectors(self, digest: str) -> None:
+        vectors = self._vectors.pop(digest, None)
+        self.vector_bytes -= 0 if vectors is None else vectors.nbytes

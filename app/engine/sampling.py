@@ -21,28 +21,44 @@ def uniform(seeds: Tensor, steps: Tensor) -> Tensor:
     return bits.double() * 2.0**-53
 
 
-def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, top_k: Tensor, seeds: Tensor, steps: Tensor) -> Tensor:
-    """One token per row, [B] int64, from logits [B, V] float32; all other arguments are [B].
+def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, top_k: Tensor, seeds: Tensor, steps: Tensor) -> Tensor:
+    """One token per row, [B] int64, from logits [B, V] float32; all other arguments are [B], `temperature` above 0.
 
-    Temperature 0 takes the most likely token. Otherwise the distribution at that temperature is cut to the `top_k` most
-    likely tokens (0: all) and then to the smallest set whose probability reaches `top_p` (Holtzman et al. 2019).
+    The distribution at that temperature is cut to the `top_k` most likely tokens (0: all) and then to the smallest set
+    whose probability reaches `top_p` (Holtzman et al. 2019).
     """
-    greedy = logits.argmax(-1)
-    if bool((temperature == 0).all()):
-        return greedy
-    scaled = logits / torch.where(temperature > 0, temperature, 1.0)[:, None]
-    probs, order = scaled.softmax(-1).sort(stable=True, dim=-1, descending=True)  # [B, V]
+    probs, order = (logits / temperature[:, None]).softmax(-1).sort(stable=True, dim=-1, descending=True)  # [B, V]
     rank = torch.arange(probs.shape[1], device=logits.device)
     limit = torch.where(top_k > 0, top_k, probs.shape[1])[:, None]
     probs = probs.masked_fill(rank >= limit, 0.0)
     probs = probs / probs.sum(-1, keepdim=True)
     before = probs.cumsum(-1) - probs
-    probs = probs.masked_fill(before >= top_p[:, None], 0.0).double()
-    ladder = probs.cumsum(-1)
+    probs = probs.masked_fill(before >= top_p[:, None], 0.0)
+    return order.gather(1, _invert(probs, seeds, steps)[:, None])[:, 0]
+
+
+def draw_uncut(logits: Tensor, temperature: Tensor, seeds: Tensor, steps: Tensor) -> Tensor:
+    """The same for rows that keep all tokens: nothing has to be sorted."""
+    return _invert((logits / temperature[:, None]).softmax(-1), seeds, steps)
+
+
+def mix(logits: Tensor, temperature: Tensor, groups: Tensor, sizes: Tensor) -> Tensor:
+    """Logits [M, V] of the mean distribution of each row's group, to be sampled at the row's temperature.
+
+    `temperature` [M], 0 counting as 1; `groups` [M] int64 numbers each row's group; `sizes` [G] counts their rows. The
+    members' probabilities at that temperature are averaged, with equal weights.
+    """
+    scale = torch.where(temperature > 0, temperature, 1.0)[:, None]
+    probs = (logits / scale).softmax(-1)
+    total = torch.zeros(sizes.shape[0], probs.shape[1], device=probs.device).index_add(0, groups, probs)
+    return (total / sizes[:, None]).log()[groups] * scale
+
+
+def _invert(probs: Tensor, seeds: Tensor, steps: Tensor) -> Tensor:
+    """The place [B] where each row's random number falls in the running sum of its weights [B, V]."""
+    ladder = probs.double().cumsum(-1)
     target = uniform(seeds, steps)[:, None] * ladder[:, -1:]
-    place = torch.searchsorted(ladder, target, right=True).clamp(max=probs.shape[1] - 1)
-    drawn = order.gather(1, place)[:, 0]
-    return torch.where(temperature > 0, drawn, greedy)
+    return torch.searchsorted(ladder, target, right=True)[:, 0].clamp(max=probs.shape[1] - 1)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -1,69 +1,59 @@
 """The service: text in, text out, on top of the engine. The only bridge between asyncio and the engine's thread.
 
 It tokenises in a small pool of threads, refuses what does not fit, bounds the queue, and turns the engine's events into
-answers and streams. A caller that goes away (its asyncio task is cancelled, its stream closed) cancels its row.
+answers and streams. A caller that goes away (its asyncio task is cancelled, its stream closed) cancels its rows.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from app.backbone import Backbone, Decoding, LoadedPrompt, Row, encode_row
-from app.engine.answers import Answer, Ask, StreamEvent, Usage, label_answer
+from app.backbone import Backbone, Decoding, LoadedPrompt, Row
+from app.engine.admission import Admission
+from app.engine.answers import Answer, Ask, Coupled, StreamEvent
 from app.engine.config import EngineConfig
-from app.engine.detokenizer import TextStream
 from app.engine.engine import Engine
+from app.engine.flights import Flight, Writing, read_label
 from app.engine.golden import check_golden
-from app.engine.load import DrainRate
+from app.engine.intake import common_text, encode_asks, sharing
 from app.engine.thread import Command, EngineThread
-from app.engine.types import Capabilities, EngineStats, Event, FinishReason, Request, Sampling
-from app.errors import (
-    ChorusError,
-    ContextTooLong,
-    DeadlineExceeded,
-    Draining,
-    EngineFailure,
-    Overloaded,
-    RequestCancelled,
-)
+from app.engine.types import Capabilities, EngineStats, Event, FinishReason, Request, RowRequest, Sampling
+from app.errors import CapabilityMissing, ChorusError, Draining, EngineFailure
 
 log = logging.getLogger(__name__)
 
-
-@dataclass
-class _Flight:
-    """A request on its way, as the event loop sees it."""
-
-    request: Request
-    prompt: LoadedPrompt
-    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
-    ended: bool = False
-    token_at: float | None = None
+Outcome = Flight | ChorusError
+# Endings of rows that may have ended in the queue: no measure of how fast work gets done.
+_UNWORKED = ("timeout", "cancelled", "drain", "error")
 
 
 class EngineService:
-    """Answers inputs of loaded prompts. One per process and backbone; start it inside the event loop that uses it."""
+    """Answers inputs of loaded prompts. One per process and backbone; start it inside the event loop that uses it.
+
+    All ways to ask raise Overloaded and Draining (try again later), and EngineFailure (our fault). `tenant` is an
+    opaque id of the caller: tenants, and the tasks of each, share the engine fairly.
+    """
 
     def __init__(self, backbone: Backbone, config: EngineConfig) -> None:
         self.backbone, self.config = backbone, config
         self._engine = Engine(backbone, config)
         self._thread = EngineThread(self._engine, self._deliver, threads=config.threads)
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="chorus-tokenize")
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, list[Flight]] = {}
         self._ids = itertools.count()
         self._admitted: set[str] = set()
-        self._rate = DrainRate()
-        self._taken = 0
+        self._admission = Admission(config)
+        self._between = self._engine.stats().inter_token_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -104,45 +94,30 @@ class EngineService:
         timeout_s: float,
         tenant: str = "",
     ) -> Answer:
-        """Answer one input. `tenant` is an opaque id of the caller.
+        """Answer one input.
 
         Raises:
             InvalidRequest, ContextTooLong: the input does not fit the task or the context.
-            Overloaded, Draining: try again later. DeadlineExceeded: `timeout_s` ran out. EngineFailure: our fault.
+            DeadlineExceeded: `timeout_s` ran out.
         """
-        async with self._submitted(prompt, input, decoding, seed, timeout_s) as flight:
-            if prompt.verbalizer is not None:
-                return await self._label(flight)
-            stream = self._text_stream(flight, decoding)
-            parts, tokens = [], []
-            async for text, token, finish in self._texts(flight, stream):
-                parts.append(text)
-                tokens += [] if token is None else [token]
-                if finish is not None:
-                    return Answer(
-                        "".join(parts), finish, _usage(flight.request.row, len(tokens)), token_ids=tuple(tokens)
-                    )
-        raise AssertionError("a request ends exactly once")
+        async with self._flying([Ask(prompt, input, decoding, seed)], timeout_s, tenant) as (outcome,):
+            return await self._read(outcome, decoding)
 
     async def answer_together(
         self, asks: Sequence[Ask], *, timeout_s: float, tenant: str = ""
     ) -> list[Answer | ChorusError]:
-        """Answer several rows at once, in the order asked. An error of one row stands in its own place."""
+        """Answer several rows, in the order asked: they are admitted and cancelled together and meet in one batch if
+        slots allow; text that they begin with alike is computed once where the runner can. An error of one row stands
+        in its own place."""
 
-        async def one(ask: Ask) -> Answer | ChorusError:
+        async def one(outcome: Outcome, ask: Ask) -> Answer | ChorusError:
             try:
-                return await self.answer(
-                    ask.prompt,
-                    ask.input,
-                    decoding=ask.decoding,
-                    seed=ask.seed,
-                    timeout_s=timeout_s,
-                    tenant=tenant,
-                )
+                return await self._read(outcome, ask.decoding)
             except ChorusError as error:
                 return error
 
-        return list(await asyncio.gather(*(one(ask) for ask in asks)))
+        async with self._flying(asks, timeout_s, tenant) as outcomes:
+            return list(await asyncio.gather(*map(one, outcomes, asks)))
 
     async def stream(
         self,
@@ -155,25 +130,45 @@ class EngineService:
         tenant: str = "",
     ) -> AsyncGenerator[StreamEvent, None]:
         """The same answer piece by piece; errors as for `answer`, those before the first event raised at once."""
-        async with self._submitted(prompt, input, decoding, seed, timeout_s) as flight:
+        async with self._flying([Ask(prompt, input, decoding, seed)], timeout_s, tenant) as (outcome,):
             if prompt.verbalizer is not None:
-                answer = await self._label(flight)
+                answer = await self._read(outcome, decoding)
                 yield StreamEvent(answer.text, answer.finish_reason, answer.usage)
                 return
-            count = 0
-            async for text, token, finish in self._texts(flight, self._text_stream(flight, decoding)):
-                count += token is not None
+            writing = Writing([_flight(outcome)], decoding, self.backbone.tokenizer)
+            async for text, tokens, finish in writing.pieces():
                 if text or finish is not None:
-                    usage = _usage(flight.request.row, count) if finish is not None else None
-                    yield StreamEvent(text, finish, usage)
+                    yield StreamEvent(text, finish, writing.usage(len(tokens)) if finish is not None else None)
+
+    async def answer_coupled(self, asks: Sequence[Ask], *, timeout_s: float, tenant: str = "") -> Coupled:
+        """One text by several members: at each step the mean of their next-token distributions, one token chosen from
+        it by the first ask's decoding and seed, fed to every member. They end, fail and are cancelled together.
+
+        Raises:
+            CapabilityMissing: members with labels, or more than run at once.
+            InvalidRequest, ContextTooLong, DeadlineExceeded: as `answer`, for any member.
+        """
+        async with self._coupled(asks, timeout_s, tenant) as writing:
+            return writing.coupled(await writing.answer())
+
+    async def stream_coupled(
+        self, asks: Sequence[Ask], *, timeout_s: float, tenant: str = ""
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """The same answer piece by piece; the last event has `members` and `agreement` too."""
+        async with self._coupled(asks, timeout_s, tenant) as writing:
+            async for text, tokens, finish in writing.pieces():
+                if finish is not None:
+                    usage = writing.usage(len(tokens))
+                    yield StreamEvent(text, finish, usage, tuple(writing.logprobs), writing.agreement)
+                elif text:
+                    yield StreamEvent(text)
 
     async def check_ready(self) -> None:
         """One real token, from begin to end. Raises what stands in the way."""
         bos = self.backbone.tokenizer.bos_id
-        row = Row((bos if bos is not None else 0,))
-        request = self._request(row, None, Sampling(max_tokens=1), None, 10.0)
-        flight = _Flight(request, prompt=None)  # type: ignore[arg-type]  # a bare row has no prompt
-        async with self._in_flight(flight):
+        row = RowRequest(Row((bos if bos is not None else 0,)), sampling=Sampling(max_tokens=1))
+        flight = Flight(self._request((row,), time.monotonic() + 10, ""), 0, prompt=None)
+        async with self._in_flight([flight]):
             event = await asyncio.wait_for(flight.events.get(), timeout=15)
         if event.finish not in ("stop", "length"):
             raise EngineFailure("the engine does not answer")
@@ -195,84 +190,113 @@ class EngineService:
     # the way in
 
     @asynccontextmanager
-    async def _submitted(
-        self, prompt: LoadedPrompt, input: Mapping[str, str], decoding: Decoding, seed: int | None, timeout_s: float
-    ) -> AsyncIterator[_Flight]:
-        with self._place():  # before any work is spent on it
-            loop = asyncio.get_running_loop()
-            row = await loop.run_in_executor(
-                self._pool, lambda: encode_row(self.backbone.tokenizer, prompt.template, prompt.bos, input)
-            )
-            sampling = None if prompt.verbalizer is not None else _sampling(decoding, seed, input)
-            self._check_length(row, prompt, sampling)
-            digest = prompt.digest if prompt.vectors is not None else None
-            flight = _Flight(self._request(row, digest, sampling, prompt, timeout_s), prompt)
-            async with self._in_flight(flight):
-                yield flight
+    async def _flying(self, asks: Sequence[Ask], timeout_s: float, tenant: str) -> AsyncIterator[list[Outcome]]:
+        """Submit rows together: for each ask its flight, or its error. Leaving cancels what has not ended."""
+        async with self._admitted_rows(asks, timeout_s) as (rows, deadline):
+            outcomes: list[Outcome | RowRequest] = [*rows]
+            good = {i: row for i, row in enumerate(rows) if isinstance(row, RowRequest)}
+            for numbers, shared in sharing(good) if self._engine.packed else [([i], 0) for i in good]:
+                task = asks[numbers[0]].prompt.task
+                together = tuple(good[i] for i in numbers)
+                request = self._request(together, deadline, task, tenant, shared=shared)
+                for index, i in enumerate(numbers):
+                    outcomes[i] = Flight(request, index, asks[i].prompt, cost=good[i].cost)
+            done = [outcome for outcome in outcomes if not isinstance(outcome, RowRequest)]
+            async with self._in_flight([outcome for outcome in done if isinstance(outcome, Flight)]):
+                yield done
 
     @asynccontextmanager
-    async def _in_flight(self, flight: _Flight) -> AsyncIterator[None]:
-        request, prompt = flight.request, flight.prompt
-        self._flights[request.id] = flight
-        self._quiet.clear()
-        vectors = prompt.vectors if request.digest is not None else None
+    async def _coupled(self, asks: Sequence[Ask], timeout_s: float, tenant: str) -> AsyncIterator[Writing]:
+        if not 1 <= len(asks) <= self._engine.capabilities().coupled_rows:
+            raise CapabilityMissing(f"{len(asks)} members cannot write together; 1 to {self.config.max_rows} can")
+        if any(ask.prompt.verbalizer is not None for ask in asks):
+            raise CapabilityMissing("members that score labels do not write; take the mean of their answers")
+        async with self._admitted_rows(asks, timeout_s) as (rows, deadline):
+            members = []
+            for row in rows:
+                if isinstance(row, ChorusError):
+                    raise row
+                members.append(row)
+            members = [replace(row, sampling=members[0].sampling) for row in members]
+            shared = common_text(members) if self._engine.packed else 0
+            task = asks[0].prompt.task
+            request = self._request(tuple(members), deadline, task, tenant, shared=shared, coupled=True)
+            flights = [Flight(request, i, asks[i].prompt, cost=row.cost) for i, row in enumerate(members)]
+            async with self._in_flight(flights):
+                yield Writing(flights, asks[0].decoding, self.backbone.tokenizer)
 
-        def submit(engine: Engine) -> None:
-            try:
-                if vectors is not None and request.digest is not None:
-                    engine.load(request.digest, vectors)
-                engine.submit(request)
-            except (KeyError, ValueError, RuntimeError) as error:  # it never got in; it still gets its ending
-                log.error("a request could not be submitted", extra={"error": repr(error)})
-                self._deliver([Event(request.id, finish="error", error="the engine did not take this request")])
-
-        self._send(submit)
-        try:
-            yield
-        finally:
-            if not flight.ended:
-                self._send(_cancel(request.id, "cancelled"))
-            self._flights.pop(request.id, None)
-            if not self._flights:
-                self._quiet.set()
-
-    def _request(
-        self, row: Row, digest: str | None, sampling: Sampling | None, prompt: LoadedPrompt | None, timeout_s: float
-    ) -> Request:
-        verbalizer = prompt.verbalizer if prompt is not None else None
-        now = time.monotonic()
-        return Request(f"r{next(self._ids)}", row, digest, now + timeout_s, sampling, verbalizer, arrived=now)
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        """Take one of the places among running and waiting rows, or refuse."""
+    @asynccontextmanager
+    async def _admitted_rows(
+        self, asks: Sequence[Ask], timeout_s: float
+    ) -> AsyncIterator[tuple[list[RowRequest | ChorusError], float]]:
+        """The asks' rows, while places among running and waiting rows are held for them, and their deadline."""
+        deadline = time.monotonic() + timeout_s
         if self.draining:
             raise Draining("this replica is stopping", retry_after_s=2)
         if not self._thread.alive:
             raise EngineFailure("the engine's thread has died")
-        waiting = self._taken - self.config.max_rows
-        if waiting >= self.config.max_queued_rows:
-            raise Overloaded(
-                f"{waiting} rows are waiting, which is the limit", retry_after_s=self._rate.seconds_for(waiting)
+        with self._admission.places(len(asks)):  # before any work is spent on them
+            rows = await asyncio.get_running_loop().run_in_executor(
+                self._pool, lambda: encode_asks(self.backbone.tokenizer, asks, max_context=self.max_context)
             )
-        self._taken += 1
+            yield rows, deadline
+
+    @asynccontextmanager
+    async def _in_flight(self, flights: Sequence[Flight]) -> AsyncIterator[None]:
+        """Submit the flights' requests, all before the engine's next step."""
+        self._admission.queue(sum(flight.cost for flight in flights))
+        requests = {flight.request.id: flight.request for flight in flights}
+        vectors = {
+            flight.prompt.digest: flight.prompt.vectors
+            for flight in flights
+            if flight.prompt is not None and flight.prompt.vectors is not None
+        }
+        for flight in flights:
+            self._flights.setdefault(flight.request.id, []).append(flight)
+        self._quiet.clear()
+        self._send(*(self._submission(request, vectors) for request in requests.values()))
         try:
             yield
         finally:
-            self._taken -= 1
+            for flight in flights:
+                if not flight.begun:
+                    self._admission.begin(flight.cost)
+            open_ids = {flight.request.id for flight in flights if not flight.ended}
+            self._send(*(_cancel(request_id, "cancelled") for request_id in open_ids))
+            for request_id in requests:
+                del self._flights[request_id]
+            if not self._flights:
+                self._quiet.set()
 
-    def _check_length(self, row: Row, prompt: LoadedPrompt, sampling: Sampling | None) -> None:
-        new = sampling.max_tokens if sampling else 0
-        words = prompt.verbalizer.branch_tokens if prompt.verbalizer else 0
-        if row.total + new + words > self.max_context:
-            raise ContextTooLong(
-                f"{row.text_tokens} text tokens, {row.virtual_tokens} virtual tokens and {new or words} "
-                f"{'new tokens' if sampling else 'label tokens'} exceed the context of {self.max_context}",
-                param="input",
-            )
+    def _submission(self, request: Request, vectors: Mapping[str, Tensor]) -> Command:
+        def submit(engine: Engine) -> None:
+            try:
+                engine.submit(request, vectors)
+            except (KeyError, ValueError, RuntimeError) as error:  # it never got in; it still gets its ending
+                log.error("a request could not be submitted", extra={"error": repr(error)})
+                message = "the engine did not take this request"
+                self._deliver(
+                    [Event(request.id, finish="error", error=message, row=i) for i in range(len(request.rows))]
+                )
 
-    def _send(self, command: Command) -> None:
-        self._thread.send(command)
+        return submit
+
+    def _request(
+        self,
+        rows: tuple[RowRequest, ...],
+        deadline: float,
+        task: str = "",
+        tenant: str = "",
+        *,
+        shared: int = 0,
+        coupled: bool = False,
+    ) -> Request:
+        name = f"r{next(self._ids)}"
+        return Request(name, rows, deadline, shared, coupled, flow=(tenant, task), arrived=time.monotonic())
+
+    def _send(self, *commands: Command) -> None:
+        if commands:
+            self._thread.send(*commands)
 
     async def _quiet_within(self, seconds: float) -> bool:
         """Whether nothing is in flight any more, after waiting for at most `seconds`."""
@@ -289,88 +313,42 @@ class EngineService:
             self._loop.call_soon_threadsafe(self._hand_out, events)
 
     def _hand_out(self, events: list[Event]) -> None:
-        now, between = time.monotonic(), self._engine.stats().inter_token_seconds
+        now = time.monotonic()
         for event in events:
-            flight = self._flights.get(event.request_id)
+            flights = self._flights.get(event.request_id)
+            if flights is None:
+                continue
+            flight = flights[event.row]
+            if event.token is not None:
+                if flight.token_at is not None:
+                    self._between.add(now - flight.token_at)
+                flight.token_at = now
+            if not flight.begun:
+                flight.begun = True
+                self._admission.begin(flight.cost)
             if event.finish is not None:
-                self._rate.count()
-            if flight is not None:
-                if event.token is not None:
-                    if flight.token_at is not None:
-                        between.add(now - flight.token_at)
-                    flight.token_at = now
-                flight.ended = event.finish is not None
-                flight.events.put_nowait(event)
+                flight.ended = True
+                if event.finish not in _UNWORKED or flight.token_at is not None:
+                    self._admission.finish(flight.cost)
+            flight.events.put_nowait(event)
 
-    async def _next(self, flight: _Flight) -> Event:
-        event = await flight.events.get()
-        if event.finish == "error":
-            raise EngineFailure(event.error or "the model failed")
-        if event.finish == "cancelled":
-            raise RequestCancelled("the request was cancelled")
-        return event
-
-    async def _label(self, flight: _Flight) -> Answer:
-        event = await self._next(flight)
-        _raise_unfinished(event.finish)
-        verbalizer = flight.prompt.verbalizer
-        assert verbalizer is not None
-        assert event.scores is not None
-        return label_answer(verbalizer.labels, event.scores, _usage(flight.request.row, 0))
-
-    def _text_stream(self, flight: _Flight, decoding: Decoding) -> TextStream:
-        template = flight.prompt.template
-        return TextStream(
-            self.backbone.tokenizer,
-            context=flight.request.row.ids,
-            stop=decoding.stop,
-            separator=template.separator,
-        )
-
-    async def _texts(
-        self, flight: _Flight, stream: TextStream
-    ) -> AsyncIterator[tuple[str, int | None, FinishReason | None]]:
-        """(text, token, finish) until the end; a stop string ends the row early."""
-        begun = False
-        while True:
-            event = await self._next(flight)
-            if not begun:
-                _raise_unfinished(event.finish)
-            begun = True
-            text = stream.push(event.token) if event.token is not None else ""
-            if stream.stopped:
-                yield text, event.token, "stop"
-                return
-            if event.finish is not None:
-                text += stream.finish()
-                yield text, event.token, "stop" if stream.stopped else event.finish
-                return
-            yield text, event.token, None
+    async def _read(self, outcome: Outcome, decoding: Decoding) -> Answer:
+        flight = _flight(outcome)
+        if flight.asked.verbalizer is not None:
+            return await read_label(flight)
+        return await Writing([flight], decoding, self.backbone.tokenizer).answer()
 
     async def _golden_answer(self, prompt: LoadedPrompt, input: Mapping[str, str], max_tokens: int) -> Answer:
         decoding = Decoding(max_tokens=max_tokens)
         return await self.answer(prompt, input, decoding=decoding, timeout_s=60)
 
 
-def _sampling(decoding: Decoding, seed: int | None, input: Mapping[str, str]) -> Sampling:
-    """Without a seed, sampled answers draw one from the clock; greedy ones need none."""
-    if seed is None:
-        words = hashlib.sha256(repr(sorted(input.items())).encode("utf-8", "replace")).digest()
-        seed = time.monotonic_ns() ^ int.from_bytes(words[:6], "big") if decoding.temperature > 0 else 0
-    return Sampling(decoding.max_tokens, decoding.temperature, decoding.top_p, decoding.top_k, seed & (2**62 - 1))
+def _flight(outcome: Outcome) -> Flight:
+    """The flight, or its error raised."""
+    if isinstance(outcome, ChorusError):
+        raise outcome
+    return outcome
 
 
 def _cancel(request_id: str, reason: FinishReason) -> Command:
     return lambda engine: engine.cancel(request_id, reason)
-
-
-def _usage(row: Row, completion: int) -> Usage:
-    return Usage(prompt_tokens=row.text_tokens, completion_tokens=completion, virtual_tokens=row.virtual_tokens)
-
-
-def _raise_unfinished(finish: FinishReason | None) -> None:
-    """Errors for rows that ended before they had anything to show."""
-    if finish == "timeout":
-        raise DeadlineExceeded("the deadline passed before the answer was there", param="timeout_s")
-    if finish == "drain":
-        raise Draining("this replica stopped before the answer was there")

@@ -2,56 +2,137 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from app.engine.sampling import sample
-from app.engine.types import Sampling
+from app.engine.groups import Sequence as Row
+from app.engine.sampling import draw, draw_uncut, mix
+from app.engine.types import View
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """Which rows of a batch need what, made when rows come or go, so that the steps in between look at no row.
+
+    `cut`, `uncut`: rows that sample with and without top_k or top_p (all others are greedy). `coupled` rows choose a
+    token with the rest of their group: `groups` numbers the group of each, `firsts` is its first row, `sizes` its rows.
+    """
+
+    longest: int
+    prompts: int
+    cut: Tensor | None
+    uncut: Tensor | None
+    coupled: Tensor | None
+    groups: Tensor
+    firsts: Tensor
+    sizes: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], device: torch.device) -> Lineup:
+        """The lineup of rows that sit side by side, numbered from 0."""
+
+        def tensor(values: Iterable[int]) -> Tensor:
+            return torch.tensor(list(values), dtype=torch.int64, device=device)
+
+        cut: list[int] = []
+        uncut: list[int] = []
+        coupled: list[int] = []
+        firsts: dict[int, int] = {}  # first row of each coupled group, by the group's identity
+        numbers: dict[int, int] = {}
+        sizes: list[int] = []
+        for i, row in enumerate(rows):
+            sampling = row.row.sampling
+            if sampling is not None and sampling.temperature > 0:
+                (cut if sampling.top_k > 0 or sampling.top_p < 1 else uncut).append(i)
+            if row.group.coupled:
+                coupled.append(i)
+                key = id(row.group)
+                firsts.setdefault(key, i)
+                numbers.setdefault(key, len(numbers))
+                sizes.extend([0] * (len(numbers) - len(sizes)))
+                sizes[numbers[key]] += 1
+        return cls(
+            longest=max(row.length for row in rows),
+            prompts=len({row.row.digest for row in rows}),
+            cut=tensor(cut) if cut else None,
+            uncut=tensor(uncut) if uncut else None,
+            coupled=tensor(coupled) if coupled else None,
+            groups=tensor(numbers[id(rows[i].group)] for i in coupled),
+            firsts=tensor(firsts[id(rows[i].group)] for i in coupled),
+            sizes=tensor(sizes),
+        )
+
+
+class Chosen(NamedTuple):
+    """One token for each row, -1 where the row's logits were not finite; `views` of coupled rows by their number."""
+
+    tokens: list[int]
+    views: dict[int, View]
 
 
 class SlotState:
-    """Per slot: the newest token, tokens in the cache, tokens still allowed, and how to sample."""
+    """Per slot: the newest token, tokens in the cache, and how to sample."""
 
     def __init__(self, slots: int, device: torch.device) -> None:
-        def column(dtype: torch.dtype) -> Tensor:
-            return torch.zeros(slots, dtype=dtype, device=device)
+        self._device = device
+        self._whole = torch.zeros(5, slots, dtype=torch.int64, device=device)
+        self._real = torch.zeros(2, slots, dtype=torch.float32, device=device)
+        self.token, self.length, self.step, self.top_k, self.seed = self._whole
+        self.temperature, self.top_p = self._real
 
-        self.token, self.length, self.left = column(torch.int64), column(torch.int64), column(torch.int64)
-        self.temperature, self.top_p = column(torch.float32), column(torch.float32)
-        self.top_k, self.seed, self.step = column(torch.int64), column(torch.int64), column(torch.int64)
-        self._columns = (
-            *(self.token, self.length, self.left, self.temperature, self.top_p, self.top_k, self.seed, self.step),
-        )
-
-    def open(self, start: int, lengths: list[int], sampling: list[Sampling]) -> None:
+    def open(self, start: int, rows: Sequence[Row]) -> None:
         """Fill the slots from `start` on for rows that were just prefilled."""
-        rows = slice(start, start + len(sampling))
+        asked = [row.row.sampling for row in rows if row.row.sampling is not None]
+        whole = [[0] * len(rows), [row.total for row in rows], [0] * len(rows)]
+        whole += [[s.top_k for s in asked], [s.seed for s in asked]]
+        self._whole[:, start : start + len(rows)] = torch.tensor(whole, dtype=torch.int64).to(self._device)
+        real = [[s.temperature for s in asked], [s.top_p for s in asked]]
+        self._real[:, start : start + len(rows)] = torch.tensor(real, dtype=torch.float32).to(self._device)
 
-        def fill(column: Tensor, values: list[int] | list[float]) -> None:
-            column[rows] = torch.tensor(values, dtype=column.dtype)
+    def advance(self, start: int, logits: Tensor, lineup: Lineup) -> Chosen:
+        """Choose the next token of the rows from `start` on, logits [B, V] float32; the state moves on by one.
 
-        fill(self.length, lengths)
-        fill(self.left, [s.max_tokens for s in sampling])
-        fill(self.temperature, [s.temperature for s in sampling])
-        fill(self.top_p, [s.top_p for s in sampling])
-        fill(self.top_k, [s.top_k for s in sampling])
-        fill(self.seed, [s.seed for s in sampling])
-        self.step[rows] = 0
-
-    def advance(self, start: int, logits: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sample the next token of the rows from `start` on, logits [B, V].
-
-        Returns token [B], `ended` [B] (an end token) and `full` [B] (no token left); the state moves on by one.
+        One transfer from the device, a second one where there are coupled rows.
         """
         rows = slice(start, start + logits.shape[0])
-        token = sample(
-            logits, self.temperature[rows], self.top_p[rows], self.top_k[rows], self.seed[rows], self.step[rows]
-        )
+        finite = torch.isfinite(logits.sum(-1))  # one number that is not finite shows in the sum
+        own = logits
+        if lineup.coupled is not None:
+            mixed = mix(logits[lineup.coupled], self.temperature[rows][lineup.coupled], lineup.groups, lineup.sizes)
+            logits = logits.index_copy(0, lineup.coupled, mixed)
+        token = self._sample(logits, rows, lineup)
         self.token[rows] = token
         self.step[rows] += 1
-        self.left[rows] -= 1
-        return token, torch.isin(token, ends), self.left[rows] == 0
+        return Chosen(torch.where(finite, token, -1).tolist(), _views(own, token, lineup))
 
     def move(self, source: int, target: int) -> None:
-        for column in self._columns:
-            column[target] = column[source]
+        self._whole[:, target] = self._whole[:, source]
+        self._real[:, target] = self._real[:, source]
+
+    def _sample(self, logits: Tensor, rows: slice, lineup: Lineup) -> Tensor:
+        token = logits.argmax(-1)
+        temperature, top_p, top_k = self.temperature[rows], self.top_p[rows], self.top_k[rows]
+        seed, step = self.seed[rows], self.step[rows]
+        if lineup.uncut is not None:
+            i = lineup.uncut
+            token[i] = draw_uncut(logits[i], temperature[i], seed[i], step[i])
+        if lineup.cut is not None:
+            i = lineup.cut
+            token[i] = draw(logits[i], temperature[i], top_p[i], top_k[i], seed[i], step[i])
+        if lineup.coupled is not None:
+            token[lineup.coupled] = token[lineup.firsts]
+        return token
+
+
+def _views(logits: Tensor, token: Tensor, lineup: Lineup) -> dict[int, View]:
+    if lineup.coupled is None:
+        return {}
+    own, chosen = logits[lineup.coupled], token[lineup.coupled]
+    logprobs = own.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+    agrees = own.argmax(-1) == chosen
+    both = torch.stack((lineup.coupled.double(), logprobs.double(), agrees.double())).tolist()
+    return {int(i): View(logprob, agree > 0) for i, logprob, agree in zip(*both, strict=True)}

