@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from app.api.body import EdgeLimits
 from app.backbone import LoadedPrompt
-from app.engine import Answer, Ask, EngineStats, StreamEvent, Usage
+from app.engine import Answer, Ask, Coupled, EngineStats, StreamEvent, Usage
 from app.engine.answers import label_answer
 from app.errors import (
     ChorusError,
@@ -138,6 +138,20 @@ class FakeEngineService:
                 await self._hang()
             yield StreamEvent(word if place == 0 else f" {word}")
         yield StreamEvent("", "stop", self._usage(prompt, input, len(words)))
+
+    async def answer_coupled(self, asks: Sequence[Ask], *, timeout_s: float) -> Coupled:
+        self.groups.append([f"{ask.prompt.task}@{ask.prompt.version}" for ask in asks])
+        first = asks[0]
+        answer = await self.answer(
+            first.prompt, first.input, decoding=first.decoding, seed=first.seed, timeout_s=timeout_s
+        )
+        return Coupled(answer, tuple(-1.0 - place for place in range(len(asks))), 0.5)
+
+    async def stream_coupled(self, asks: Sequence[Ask], *, timeout_s: float) -> AsyncGenerator[StreamEvent, None]:
+        coupled = await self.answer_coupled(asks, timeout_s=timeout_s)
+        for word in coupled.answer.text.split():
+            yield StreamEvent(word)
+        yield StreamEvent("", "stop", coupled.answer.usage, coupled.members, coupled.agreement)
 
     async def check_ready(self) -> None:
         self.ready_runs += 1

@@ -13,13 +13,13 @@ from contextlib import aclosing
 from itertools import islice
 
 from app.api.asking import ask_in_parts, asks_of, timeout_of
-from app.api.outputs import answered, count_row, failed, failures_counted, member_body, partial
+from app.api.outputs import answered, count_row, coupled_bodies, failed, failures_counted, member_body, partial
 from app.api.pinning import Pinned, pin, pin_or_error
 from app.api.schemas.generate import Input, Options, Output, Request
 from app.api.services import Services
 from app.engine import Answer, Ask
 from app.engine.ensemble import mean, vote
-from app.errors import CapabilityMissing, InvalidRequest
+from app.errors import InvalidRequest
 
 
 async def answer_rows(services: Services, rows: Sequence[Request]) -> list[Output]:
@@ -65,8 +65,10 @@ async def answer_one(services: Services, row: Pinned) -> Output:
         timeout_s = timeout_of(services.settings, row.options)
         asks = asks_of(row)
         if row.is_coupled:
-            raise CapabilityMissing("the mean of free text is not served yet; use `vote`", param="task")
-        if len(asks) > 1:
+            coupled = await services.engine.answer_coupled(asks, timeout_s=timeout_s)
+            members = coupled_bodies(row, coupled.members)
+            output = answered(row, coupled.answer, agreement=coupled.agreement, members=members)
+        elif len(asks) > 1:
             answers = await services.engine.answer_together(asks, timeout_s=timeout_s)
             output = await _settle(services, row, answers, began + timeout_s)
         else:
@@ -92,11 +94,12 @@ async def stream_one(services: Services, row: Pinned) -> AsyncGenerator[Output, 
         timeout_s = timeout_of(services.settings, row.options)
         asks = asks_of(row)
         if row.is_coupled:
-            raise CapabilityMissing("the mean of free text is not served yet; use `vote`", param="task")
-        (ask,) = asks
-        events = services.engine.stream(
-            ask.prompt, ask.input, decoding=ask.decoding, seed=ask.seed, timeout_s=timeout_s
-        )
+            events = services.engine.stream_coupled(asks, timeout_s=timeout_s)
+        else:
+            (ask,) = asks
+            events = services.engine.stream(
+                ask.prompt, ask.input, decoding=ask.decoding, seed=ask.seed, timeout_s=timeout_s
+            )
         async with aclosing(events):
             async for event in events:
                 if first:

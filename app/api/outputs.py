@@ -45,14 +45,16 @@ def answered(
 
 
 def partial(row: Pinned, event: StreamEvent) -> Output:
-    """A piece of a stream."""
+    """A piece of a stream; the last says what members that wrote it together think of it."""
     return Output(
         task=row.first.task,
         version=row.first.version,
         digest=row.first.digest,
         text=event.text,
+        agreement=event.agreement,
         finish_reason=event.finish_reason or "",
         usage=None if event.usage is None else usage_body(event.usage),
+        members=coupled_bodies(row, event.members) if event.members is not None and row.options.members else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from app.api.errors import ErrorDetail
 from app.api.schemas.base import Ask, Reference, Reply
@@ -50,6 +50,15 @@ class Options(Ask):
 class GenerateBody(Options):
     """One `input`, or several `inputs`, for one task."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"input": "a warm and funny film", "scores": True},
+                {"inputs": ["a warm film", "two long hours"], "calibrate": True, "members": True},
+            ]
+        }
+    )
+
     input: Input | None = None
     inputs: list[Input] | None = Field(default=None, min_length=1)
     stream: bool = Field(default=False, description="Answer one `input` as server-sent events.")
@@ -72,6 +81,15 @@ class Request(Options):
 
 class MixedBody(Options):
     """Rows of any tasks as `requests`; or one `input` for many `tasks` (fan-out), with options for all of them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"tasks": ["sentiment", "topic@2", "subjectivity:canary"], "input": "a warm film", "scores": True},
+                {"requests": [{"task": "sentiment", "input": "a warm film"}, {"task": "topic", "input": "Rates rise"}]},
+            ]
+        }
+    )
 
     requests: list[Request] | None = Field(default=None, min_length=1)
     tasks: list[Reference] | None = Field(default=None, min_length=1)
