@@ -8,14 +8,13 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 
+from prompt_store import memory_aliases
 from prompt_store.errors import (
     AliasNotFound,
     Conflict,
     Fenced,
-    RevisionMismatch,
     StoreBehind,
     TaskNotFound,
-    VersionInUse,
     VersionNotFound,
 )
 from prompt_store.event_log import EventKind, EventLog
@@ -31,7 +30,7 @@ from prompt_store.metadata import (
     follows,
     public_aliases,
 )
-from prompt_store.models import PROD, Alias, Evaluation, Event, Task, TaskSpec, Version, VersionState
+from prompt_store.models import Alias, AliasTarget, Evaluation, Event, Task, TaskSpec, Version, VersionState
 
 
 class MemoryMetadata:
@@ -108,14 +107,14 @@ class MemoryMetadata:
             if entry is None and draft.spec is None:
                 raise TaskNotFound(f"no task {draft.task}", param="task")
             if draft.alias is not None:
-                self._check_revision(entry, draft.alias, draft.expected)
+                memory_aliases.check_revision(self._aliases_of(entry), draft.alias, draft.expected)
             self._epoch += 1
             if entry is None:
                 assert draft.spec is not None
                 entry = self._create_task(draft.task, draft.spec, draft.new_task_id, at)
             version = self._add_version(draft, entry, at)
-            for alias in _aliases_to_move(draft.alias, first=version.number == entry.base + 1):
-                self._point(entry.task, alias, version.number, at)
+            for alias in memory_aliases.names_to_move(draft.alias, first=version.number == entry.base + 1):
+                self._point(entry.task, alias, AliasTarget(version=version.number), at)
             return self._version_change(entry, version, created=True)
 
     def _check_fence(self, draft: Draft) -> None:
@@ -156,7 +155,7 @@ class MemoryMetadata:
         return version
 
     def _version_change(self, entry: TaskEntry, version: Version, *, created: bool) -> Change:
-        aliases = self._aliases.get(entry.task.id, ())
+        aliases = self._aliases_of(entry)
         return Change(self._epoch, entry.task.id, entry=entry, version=version, aliases=aliases, created=created)
 
     def raise_fence(self, publication: str, fence: int) -> int:
@@ -170,15 +169,9 @@ class MemoryMetadata:
             entry, version = self._entry(task), self.get_version(task, number)
             if version.state != state:
                 if state == "retired":
-                    self._check_unused(entry, number)
+                    memory_aliases.check_unused(self._aliases_of(entry), task, number)
                 version = self._replace(entry, version.model_copy(update={"state": state}), at)
             return Change(self._epoch, entry.task.id, entry=entry, version=version)
-
-    def _check_unused(self, entry: TaskEntry, number: int) -> None:
-        for alias in self._aliases.get(entry.task.id, ()):
-            if alias.version == number:
-                task = entry.task.name
-                raise VersionInUse(f"{task}@{number} is what {task}:{alias.name} points to", param="version")
 
     def append_evaluation(self, task: str, number: int, evaluation: Evaluation, *, at: float, floor: int) -> Change:
         with self._changed:
@@ -194,50 +187,45 @@ class MemoryMetadata:
         self._emit("version_state", entry.task, at, version=version.number)
         return version
 
-    def move_alias(self, task: str, name: str, version: int, *, expected: int | None, at: float, floor: int) -> Change:
+    def move_alias(
+        self, task: str, name: str, target: AliasTarget, *, expected: int | None, at: float, floor: int
+    ) -> Change:
         with self._changed:
             self._check_floor(floor)
             entry = self._entry(task)
-            self._check_revision(entry, name, expected)
-            state = self.get_version(task, version).state
-            if state in ("retired", "quarantined"):
-                raise Conflict(f"{task}@{version} is {state}: no alias may point to it", param="version")
+            memory_aliases.check_revision(self._aliases_of(entry), name, expected)
+            self._check_fit(entry, target)
             self._epoch += 1
-            self._point(entry.task, name, version, at)
+            self._point(entry.task, name, target, at)
             return Change(self._epoch, entry.task.id, aliases=self._aliases[entry.task.id])
 
-    def _check_revision(self, entry: TaskEntry | None, name: str, expected: int | None) -> None:
-        alias = self._find_alias(entry, name)
-        current = alias.revision if alias is not None and alias.version else 0
-        if expected is not None and expected != current:
-            found = f"is at revision {current}" if current else "does not exist"
-            raise RevisionMismatch(f"the alias {name} {found}", current=current or None, param="alias")
+    def _check_fit(self, entry: TaskEntry, target: AliasTarget) -> None:
+        task = entry.task
+        for place, number in target.places:
+            version = self._versions.get((task.id, number))
+            if version is None:
+                raise VersionNotFound(f"task {task.name} has no version {number}", param=place)
+            if version.state in ("retired", "quarantined"):
+                raise Conflict(f"{task.name}@{number} is {version.state}: no alias may point to it", param=place)
 
-    def _find_alias(self, entry: TaskEntry | None, name: str) -> AliasEntry | None:
-        aliases = self._aliases.get(entry.task.id, ()) if entry is not None else ()
-        return next((alias for alias in aliases if alias.name == name), None)
+    def _aliases_of(self, entry: TaskEntry | None) -> tuple[AliasEntry, ...]:
+        return () if entry is None else self._aliases.get(entry.task.id, ())
 
-    def _point(self, task: Task, name: str, version: int, at: float) -> None:
-        aliases = self._aliases.get(task.id, ())
-        revision = next((alias.revision for alias in aliases if alias.name == name), 0) + 1
-        self._set_alias(task.id, AliasEntry(name=name, version=version, revision=revision, updated_at=at))
-        self._emit("alias", task, at, version=version, alias=name)
-
-    def _set_alias(self, task_id: str, moved: AliasEntry) -> None:
-        aliases = {alias.name: alias for alias in self._aliases.get(task_id, ())}
-        aliases[moved.name] = moved
-        self._aliases[task_id] = tuple(aliases.values())
+    def _point(self, task: Task, name: str, target: AliasTarget, at: float) -> None:
+        self._aliases[task.id] = memory_aliases.pointed(self._aliases.get(task.id, ()), name, target, at)
+        self._emit("alias", task, at, version=target.version, alias=name)
 
     def delete_alias(self, task: str, name: str, *, expected: int | None, at: float, floor: int) -> Change:
         with self._changed:
             self._check_floor(floor)
             entry = self._entry(task)
-            alias = self._find_alias(entry, name)
-            if alias is None or alias.version == 0:
+            aliases = self._aliases_of(entry)
+            alias = memory_aliases.find(aliases, name)
+            if alias is None or alias.deleted:
                 raise AliasNotFound(f"task {task} has no alias {name}", param="alias")
-            self._check_revision(entry, name, expected)
+            memory_aliases.check_revision(aliases, name, expected)
             self._epoch += 1
-            self._set_alias(entry.task.id, alias.model_copy(update={"version": 0, "updated_at": at}))
+            self._aliases[entry.task.id] = memory_aliases.without(aliases, name, at)
             self._emit("alias_deleted", entry.task, at, alias=name)
             return Change(self._epoch, entry.task.id, aliases=self._aliases[entry.task.id])
 
@@ -354,10 +342,3 @@ class MemoryMetadata:
                 numbers=dict(self._numbers),
                 tombstones=tuple(self._tombstones.values()),
             )
-
-
-def _aliases_to_move(alias: str | None, *, first: bool) -> list[str]:
-    """The first version of a task is its `prod` too, whatever other alias it was published under."""
-    if alias is None:
-        return []
-    return [alias, PROD] if first and alias != PROD else [alias]

@@ -17,6 +17,7 @@ from pydantic import Field
 from prompt_store.models import (
     Alias,
     AliasName,
+    AliasTarget,
     Evaluation,
     Event,
     PromptMeta,
@@ -37,13 +38,17 @@ class TaskEntry(Record):
     base: int = Field(ge=0)
 
 
-class AliasEntry(Record):
+class AliasEntry(AliasTarget):
     """An alias as stored. `version` 0: deleted; the entry stays so that its revisions are not given out again."""
 
     name: AliasName
-    version: int = Field(ge=0)
+    version: int | None = Field(default=None, ge=0)
     revision: int = Field(ge=1)
     updated_at: float
+
+    @property
+    def deleted(self) -> bool:
+        return self.version == 0
 
 
 class Tombstone(Record):
@@ -137,7 +142,7 @@ class Metadata(Protocol):
     def set_state(self, task: str, number: int, state: VersionState, *, at: float, floor: int) -> Change: ...
     def append_evaluation(self, task: str, number: int, evaluation: Evaluation, *, at: float, floor: int) -> Change: ...
     def move_alias(
-        self, task: str, name: str, version: int, *, expected: int | None, at: float, floor: int
+        self, task: str, name: str, target: AliasTarget, *, expected: int | None, at: float, floor: int
     ) -> Change: ...
     def delete_alias(self, task: str, name: str, *, expected: int | None, at: float, floor: int) -> Change: ...
 
@@ -165,7 +170,7 @@ MAX_DELTA = 4096  # events; behind more of them, reading everything is not deare
 
 def public_aliases(task: str, entries: tuple[AliasEntry, ...]) -> list[Alias]:
     """The aliases among `entries` that exist, by name."""
-    live = (entry for entry in entries if entry.version > 0)
+    live = (entry for entry in entries if not entry.deleted)
     return sorted((Alias(task=task, **entry.model_dump()) for entry in live), key=lambda alias: alias.name)
 
 

@@ -7,14 +7,15 @@ written by a newer format is never half understood.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 TASK_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 ALIAS_NAME = r"^[a-z][a-z0-9._-]{0,62}$"
 DIGEST = r"^[0-9a-f]{64}$"
 PROD = "prod"
+MIN_MEMBERS, MAX_MEMBERS = 2, 16  # of a split or an ensemble
 
 TaskName = Annotated[str, Field(pattern=TASK_NAME)]
 AliasName = Annotated[str, Field(pattern=ALIAS_NAME)]
@@ -22,6 +23,7 @@ Digest = Annotated[str, Field(pattern=DIGEST)]
 Metric = Literal["accuracy", "macro_f1", "exact_match", "rouge_l", "loss"]
 Family = Literal["causal", "seq2seq", "masked"]
 VersionState = Literal["candidate", "published", "quarantined", "retired"]
+EnsembleMode = Literal["vote", "mean"]
 
 
 class Record(BaseModel):
@@ -149,18 +151,76 @@ class Version(Record):
     created_at: float
 
 
-class Alias(Record):
+class Share(Record):
+    """One version of a split and the weight of its draw; weights count in proportion to their sum."""
+
+    version: int = Field(ge=1)
+    weight: float = Field(gt=0.0)
+
+
+class Ensemble(Record):
+    """Versions that answer one row together, by vote or by mean probability."""
+
+    members: tuple[int, ...]
+    mode: EnsembleMode
+
+
+class AliasTarget(Record):
+    """Where an alias points: exactly one of a version, a weighted split and an ensemble.
+
+    Written without the two that it is not, so that an alias to one version has the form it had before the others came.
+    """
+
+    version: int | None = Field(default=None, ge=1)
+    split: tuple[Share, ...] | None = None
+    ensemble: Ensemble | None = None
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Every version it mentions, in its own order."""
+        return tuple(number for _, number in self.places)
+
+    @property
+    def places(self) -> tuple[tuple[str, int], ...]:
+        """Every version it mentions, after the place where it does: `version`, `split.0.version`, …"""
+        if self.split is not None:
+            return tuple((f"split.{place}.version", share.version) for place, share in enumerate(self.split))
+        if self.ensemble is not None:
+            return tuple((f"ensemble.members.{place}", one) for place, one in enumerate(self.ensemble.members))
+        return (("version", self.version),) if self.version else ()
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if sum(kind is not None for kind in (self.version, self.split, self.ensemble)) != 1:
+            raise ValueError("an alias points to exactly one of version, split and ensemble")
+        if self.version is None:
+            numbers = self.versions
+            if not MIN_MEMBERS <= len(numbers) <= MAX_MEMBERS:
+                raise ValueError(f"{len(numbers)} versions; a split or an ensemble has {MIN_MEMBERS} to {MAX_MEMBERS}")
+            if min(numbers) < 1 or len(set(numbers)) != len(numbers):
+                raise ValueError("the versions of a split or an ensemble are distinct and count from 1")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        absent = {name for name in ("version", "split", "ensemble") if getattr(self, name) is None}
+        return {name: value for name, value in write(self).items() if name not in absent}
+
+
+class Alias(AliasTarget):
     """A movable name of a task. `revision` grows by one with each move and is what compare-and-set compares."""
 
     task: TaskName
     name: AliasName
-    version: int = Field(ge=1)
     revision: int = Field(ge=1)
     updated_at: float
 
 
 class Event(Record):
-    """One change of the registry. `id` is its place in the stream, `epoch` the counter after it."""
+    """One change of the registry. `id` is its place in the stream, `epoch` the counter after it.
+
+    The `version` of an alias that moved is None when it points to several.
+    """
 
     id: str
     epoch: int

@@ -28,7 +28,7 @@ from prompt_store.errors import (
     VersionNotFound,
 )
 from prompt_store.metadata import MAX_DELTA, Change, Delta, Draft, Dump, Restoration, Tombstone, public_aliases
-from prompt_store.models import Alias, Evaluation, Event, Task, TaskSpec, Version, VersionState
+from prompt_store.models import Alias, AliasTarget, Evaluation, Event, Task, TaskSpec, Version, VersionState
 from prompt_store.redis_delta import READ_DELTA, read_delta
 from prompt_store.redis_restore import restore
 
@@ -106,13 +106,19 @@ class RedisMetadata:
         _check_found(reply, task, number)
         return _version_change(task, reply, aliases=False)
 
-    def move_alias(self, task: str, name: str, version: int, *, expected: int | None, at: float, floor: int) -> Change:
+    def move_alias(
+        self, task: str, name: str, target: AliasTarget, *, expected: int | None, at: float, floor: int
+    ) -> Change:
         wanted = "" if expected is None else expected
-        reply = self._run(scripts.MOVE_ALIAS, floor, at, task, name, version, wanted, retry=False)
-        _check_found(reply, task, version)
+        word = redis_records.target_word(target)
+        reply = self._run(scripts.MOVE_ALIAS, floor, at, task, name, word, wanted, retry=False)
+        if reply[0] in ("no_version", "unfit"):
+            place, number = target.places[int(reply[1]) - 1]
+            if reply[0] == "no_version":
+                raise _no_version(task, number, param=place)
+            raise Conflict(f"{task}@{number} is {reply[2]}: no alias may point to it", param=place)
+        _check_found(reply, task)
         _check_revision(reply, name)
-        if reply[0] == "unfit":
-            raise Conflict(f"{task}@{version} is {reply[1]}: no alias may point to it", param="version")
         return _alias_change(reply)
 
     def delete_alias(self, task: str, name: str, *, expected: int | None, at: float, floor: int) -> Change:
@@ -277,8 +283,8 @@ def _no_task(name: str) -> TaskNotFound:
     return TaskNotFound(f"no task {name}", param="task")
 
 
-def _no_version(task: str, number: int | None) -> VersionNotFound:
-    return VersionNotFound(f"task {task} has no version {number}", param="version")
+def _no_version(task: str, number: int | None, *, param: str = "version") -> VersionNotFound:
+    return VersionNotFound(f"task {task} has no version {number}", param=param)
 
 
 def _check_found(reply: list[str], task: str, number: int | None = None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prompt_store.metadata import AliasEntry, Draft, Dump, TaskEntry, Tombstone
-from prompt_store.models import Evaluation, Event, Task, TaskSpec, Version
+from prompt_store.models import AliasTarget, Evaluation, Event, Share, Task, TaskSpec, Version
 
 
 def spec_json(spec: TaskSpec) -> str:
@@ -79,15 +79,35 @@ def read_card(lines: str | None) -> tuple[Evaluation, ...]:
 
 
 def alias_lines(entries: Sequence[AliasEntry]) -> str:
-    return "\n".join(f"{e.name} {e.revision} {e.updated_at!r} {e.version}" for e in entries)
+    return "\n".join(f"{e.name} {e.revision} {e.updated_at!r} {target_word(e)}" for e in entries)
 
 
 def read_alias_lines(lines: str | None) -> tuple[AliasEntry, ...]:
     rows = (line.split(" ") for line in (lines or "").split("\n") if line)
     return tuple(
-        AliasEntry(name=name, revision=int(revision), updated_at=float(updated_at), version=int(version))
-        for name, revision, updated_at, version in rows
+        AliasEntry(name=name, revision=int(revision), updated_at=float(updated_at), **read_target_word(target))
+        for name, revision, updated_at, target in rows
     )
+
+
+def target_word(target: AliasTarget) -> str:
+    """Where an alias points, as one word that the scripts take apart."""
+    if target.split is not None:
+        return "split:" + ",".join(f"{share.version}={share.weight!r}" for share in target.split)
+    if target.ensemble is not None:
+        return f"{target.ensemble.mode}:" + ",".join(map(str, target.ensemble.members))
+    return str(target.version)
+
+
+def read_target_word(word: str) -> dict[str, Any]:
+    """The fields of an `AliasTarget` or `AliasEntry`."""
+    kind, colon, items = word.partition(":")
+    if not colon:
+        return {"version": int(word)}
+    parts = [item.partition("=") for item in items.split(",")]
+    if kind == "split":
+        return {"split": tuple(Share(version=int(number), weight=float(weight)) for number, _, weight in parts)}
+    return {"ensemble": {"members": tuple(int(number) for number, _, _ in parts), "mode": kind}}
 
 
 def read_event(event_id: str, fields: Mapping[str, str]) -> Event:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from prompt_store.errors import InvalidName, InvalidReference
-from prompt_store.models import ALIAS_NAME, DIGEST, PROD, TASK_NAME
+from prompt_store.models import ALIAS_NAME, DIGEST, PROD, TASK_NAME, AliasTarget
 
 _TASK = re.compile(TASK_NAME)
 _ALIAS = re.compile(ALIAS_NAME)
@@ -59,6 +59,14 @@ def _version_number(task: str, number: str) -> int:
     if _ALIAS.fullmatch(number):
         message += f"; for the alias write {task}:{number}"
     raise InvalidReference(message, param="task")
+
+
+def only_version(ref: PromptRef, target: AliasTarget) -> int:
+    """The one version that `target`, where `ref` points, consists of. Raises InvalidReference when it has several."""
+    if target.version is None:
+        numbers = ", ".join(f"{ref.task}@{number}" for number in target.versions)
+        raise InvalidReference(f"{ref} points to several versions: name one of {numbers}", param="task")
+    return target.version
 
 
 def check_task_name(name: str) -> str:

@@ -7,7 +7,8 @@ Replies are lists of strings, the first of which is a status; `redis_metadata.py
 Lines, the values that the scripts do take apart:
 
     task line     id \\n base \\n created_at \\n updated_at \\n labels (JSON) \\n spec (JSON)
-    alias lines   name revision updated_at version     one per alias; version 0: deleted, kept for its revision
+    alias lines   name revision updated_at target      one per alias
+    target        `3`; `split:3=0.9,4=0.1`; `vote:1,2,3`; `mean:1,2`; `0`: deleted, kept for its revision
 """
 
 from __future__ import annotations
@@ -40,9 +41,8 @@ local function last_number(name) return tonumber(redis.call('HGET', KEYS[5], nam
 local function read_aliases(id)
   local aliases = {{}}
   for line in string.gmatch(redis.call('HGET', KEYS[9], id) or '', '[^\\n]+') do
-    local name, revision, updated, version = string.match(line, '^(%S+) (%d+) (%S+) (%d+)$')
-    local alias = {{name = name, revision = tonumber(revision), updated = updated, version = tonumber(version)}}
-    table.insert(aliases, alias)
+    local name, revision, updated, target = string.match(line, '^(%S+) (%d+) (%S+) (%S+)$')
+    table.insert(aliases, {{name = name, revision = tonumber(revision), updated = updated, target = target}})
   end
   return aliases
 end
@@ -50,7 +50,7 @@ end
 local function write_aliases(id, aliases)
   local lines = {{}}
   for _, a in ipairs(aliases) do
-    table.insert(lines, string.format('%s %d %s %d', a.name, a.revision, a.updated, a.version))
+    table.insert(lines, string.format('%s %d %s %s', a.name, a.revision, a.updated, a.target))
   end
   local text = table.concat(lines, '\\n')
   redis.call('HSET', KEYS[9], id, text)
@@ -62,15 +62,23 @@ local function find_alias(aliases, name)
   return nil
 end
 
-local function revision_of(alias) if alias and alias.version > 0 then return alias.revision end return 0 end
+local function revision_of(alias) if alias and alias.target ~= '0' then return alias.revision end return 0 end
 
-local function point(aliases, name, version)
+local function versions_of(target)
+  local numbers = {{}}
+  for part in string.gmatch(string.gsub(target, '^%a+:', ''), '[^,]+') do
+    table.insert(numbers, string.match(part, '^%d+'))
+  end
+  return numbers
+end
+
+local function point(aliases, name, target)
   local alias = find_alias(aliases, name)
   if not alias then
     alias = {{name = name, revision = 0}}
     table.insert(aliases, alias)
   end
-  alias.revision, alias.updated, alias.version = alias.revision + 1, now, tonumber(version)
+  alias.revision, alias.updated, alias.target = alias.revision + 1, now, tostring(target)
 end
 
 local function emit(kind, name, id, version, alias)
@@ -200,7 +208,9 @@ if not state then return {'no_version'} end
 if state ~= ARGV[5] then
   if ARGV[5] == 'retired' then
     for _, a in ipairs(read_aliases(task.id)) do
-      if a.version == tonumber(ARGV[4]) then return {'in_use', a.name} end
+      for _, number in ipairs(versions_of(a.target)) do
+        if number == ARGV[4] then return {'in_use', a.name} end
+      end
     end
   end
   commit()
@@ -233,19 +243,23 @@ return version_reply('0', task, ARGV[4], '')
 MOVE_ALIAS = (
     _PRELUDE
     + """
--- ARGV   3 task name  4 alias  5 number  6 expected revision, 0: must not exist, '': whatever it is
--- reply  ok epoch id alias_lines; or no_task, no_version, revision NUMBER, unfit STATE
+-- ARGV   3 task name  4 alias  5 target  6 expected revision, 0: must not exist, '': whatever it is
+-- reply  ok epoch id alias_lines; or no_task, revision NUMBER, no_version PLACE, unfit PLACE STATE
+--        PLACE: which of the target's versions, from 1
 local task = read_task(ARGV[3])
 if not task then return {'no_task'} end
 local aliases = read_aliases(task.id)
 local current = revision_of(find_alias(aliases, ARGV[4]))
 if ARGV[6] ~= '' and current ~= tonumber(ARGV[6]) then return {'revision', tostring(current)} end
-local state = redis.call('HGET', KEYS[7], task.id .. ':' .. ARGV[5])
-if not state then return {'no_version'} end
-if state == 'retired' or state == 'quarantined' then return {'unfit', state} end
+local numbers = versions_of(ARGV[5])
+for place, number in ipairs(numbers) do
+  local state = redis.call('HGET', KEYS[7], task.id .. ':' .. number)
+  if not state then return {'no_version', tostring(place)} end
+  if state == 'retired' or state == 'quarantined' then return {'unfit', tostring(place), state} end
+end
 commit()
 point(aliases, ARGV[4], ARGV[5])
-emit('alias', ARGV[3], task.id, ARGV[5], ARGV[4])
+emit('alias', ARGV[3], task.id, #numbers == 1 and ARGV[5] or '', ARGV[4])
 return {'ok', tostring(epoch), task.id, write_aliases(task.id, aliases)}
 """
 )
@@ -262,7 +276,7 @@ local alias = find_alias(aliases, ARGV[4])
 if revision_of(alias) == 0 then return {'no_alias'} end
 if ARGV[5] ~= '' and alias.revision ~= tonumber(ARGV[5]) then return {'revision', tostring(alias.revision)} end
 commit()
-alias.version, alias.updated = 0, now
+alias.target, alias.updated = '0', now
 emit('alias_deleted', ARGV[3], task.id, '', ARGV[4])
 return {'ok', tostring(epoch), task.id, write_aliases(task.id, aliases)}
 """

@@ -20,8 +20,8 @@ from prompt_store.durable import NotRegular, TooLong, make_folder, read_file, st
 from prompt_store.errors import AliasNotFound, CorruptRecord, InvalidManifest, NotFound, TaskNotFound, VersionNotFound
 from prompt_store.journal import sealed, unsealed
 from prompt_store.metadata import AliasEntry, Delta, Dump, TaskEntry, public_aliases
-from prompt_store.models import PROD, Alias, Record, Task, Version
-from prompt_store.refs import PromptRef
+from prompt_store.models import PROD, Alias, AliasTarget, Record, Task, Version
+from prompt_store.refs import PromptRef, only_version
 
 _MAX_MANIFEST_BYTES = 1 << 30
 
@@ -88,10 +88,17 @@ class Snapshot:
             raise AliasNotFound(f"task {task} has no alias {name}", param="alias") from None
 
     def resolve(self, ref: PromptRef) -> Version:
-        """The version that `ref` means here. Raises TaskNotFound, VersionNotFound, AliasNotFound."""
+        """The one version that `ref` means here.
+
+        Raises TaskNotFound, VersionNotFound, AliasNotFound, and InvalidReference for an alias that points to several.
+        """
+        return self.version(ref.task, only_version(ref, self.target(ref)))
+
+    def target(self, ref: PromptRef) -> AliasTarget:
+        """Where `ref` points here: to a version, a split or an ensemble. Raises TaskNotFound, AliasNotFound."""
         if ref.version is not None:
-            return self.version(ref.task, ref.version)
-        return self.version(ref.task, self.alias(ref.task, ref.alias or PROD).version)
+            return AliasTarget(version=ref.version)
+        return self.alias(ref.task, ref.alias or PROD)
 
     def after(self, delta: Delta) -> Snapshot:
         """This registry with `delta` applied: the same as reading everything at the delta's epoch."""

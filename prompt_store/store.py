@@ -20,9 +20,27 @@ from prompt_store.errors import AliasNotFound, Conflict, CorruptBlob, InvalidBlo
 from prompt_store.fsck import FsckReport, check_store, rebuild_store
 from prompt_store.journal import RecordFiles
 from prompt_store.metadata import Change, Delta, Draft, Metadata, public_aliases
-from prompt_store.models import PROD, Alias, Evaluation, Event, PromptMeta, Task, TaskSpec, Version, VersionState
+from prompt_store.models import (
+    PROD,
+    Alias,
+    AliasTarget,
+    Evaluation,
+    Event,
+    PromptMeta,
+    Task,
+    TaskSpec,
+    Version,
+    VersionState,
+)
 from prompt_store.redis_metadata import DEFAULT_TIMEOUT_S, RedisMetadata
-from prompt_store.refs import PromptRef, check_alias_name, check_event_id, check_publication, check_task_name
+from prompt_store.refs import (
+    PromptRef,
+    check_alias_name,
+    check_event_id,
+    check_publication,
+    check_task_name,
+    only_version,
+)
 from prompt_store.snapshot import Snapshot, snapshot_of
 
 MAX_PAGE = 1000
@@ -158,11 +176,11 @@ class PromptStore:
         return self.metadata.list_versions(check_task_name(task), after=after, limit=_page(limit))
 
     def retire_version(self, task: str, number: int) -> Version:
-        """Set the state `retired`. Raises VersionInUse while an alias points to it."""
+        """Set the state `retired`. Raises VersionInUse while an alias mentions it."""
         return self.set_state(task, number, "retired")
 
     def set_state(self, task: str, number: int, state: VersionState) -> Version:
-        """Raises TaskNotFound, VersionNotFound, and VersionInUse for `retired` while an alias points to it."""
+        """Raises TaskNotFound, VersionNotFound, and VersionInUse for `retired` while an alias mentions it."""
         change = self.metadata.set_state(
             check_task_name(task), number, state, at=time.time(), floor=self.records.floor()
         )
@@ -198,15 +216,17 @@ class PromptStore:
         """All aliases of a task, by name. Raises TaskNotFound."""
         return self.metadata.list_aliases(check_task_name(task))
 
-    def move_alias(self, task: str, name: str, version: int, *, expected: int | None) -> Alias:
-        """Point an alias to a version, if its revision is `expected`; 0: if it does not exist; None: in any case.
+    def move_alias(self, task: str, name: str, target: int | AliasTarget, *, expected: int | None) -> Alias:
+        """Point an alias to a version (or a split, or an ensemble), if its revision is `expected`; 0: if it does not
+        exist; None: in any case.
 
-        Raises RevisionMismatch, TaskNotFound, VersionNotFound, and Conflict for a retired or quarantined version.
+        Raises RevisionMismatch, TaskNotFound, VersionNotFound, and Conflict for a retired or quarantined version; the
+        `param` of the last two is the version's place in the target.
         """
         change = self.metadata.move_alias(
             check_task_name(task),
             check_alias_name(name),
-            version,
+            AliasTarget(version=target) if isinstance(target, int) else target,
             expected=expected,
             at=time.time(),
             floor=self.records.floor(),
@@ -226,11 +246,13 @@ class PromptStore:
     # reading
 
     def resolve(self, ref: PromptRef) -> Version:
-        """The version that `ref` means now. Raises TaskNotFound, VersionNotFound, AliasNotFound."""
-        number = ref.version
-        if number is None:
-            number = self.get_alias(ref.task, ref.alias or PROD).version
-        return self.get_version(ref.task, number)
+        """The one version that `ref` means now.
+
+        Raises TaskNotFound, VersionNotFound, AliasNotFound, and InvalidReference for an alias that points to several.
+        """
+        if ref.version is not None:
+            return self.get_version(ref.task, ref.version)
+        return self.get_version(ref.task, only_version(ref, self.get_alias(ref.task, ref.alias or PROD)))
 
     def load(self, version: Version) -> dict[str, np.ndarray]:
         """The tensors of a version, fully verified: name -> float32 array of its own.

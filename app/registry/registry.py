@@ -20,11 +20,12 @@ from app.errors import StoreDown, VersionUnavailable
 from app.registry.cache import PromptCache, Refusal
 from app.registry.follower import Follower
 from app.registry.recency import load_recent, save_recent
-from app.registry.resolved import Resolved
+from app.registry.resolved import Resolved, mode_of, weights_of
+from app.registry.targets import check_target, knows
 from app.registry.warming import Warmer
 from app.telemetry import Metrics
 from prompt_store import PromptStore, Snapshot, StoreError, VersionNotFound, parse_ref
-from prompt_store.models import Alias, Task, TaskSpec, Version
+from prompt_store.models import Alias, AliasTarget, Task, TaskSpec, Version
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -123,13 +124,23 @@ class Registry:
         Raises InvalidReference, InvalidName, TaskNotFound, VersionNotFound, AliasNotFound, VersionUnavailable, and
         StoreDown while nothing is known at all.
         """
-        version = self.find(ref)
-        prompt = await self._servable(version)
-        return Resolved(ref, self._view().task(version.task), "version", (prompt,), (1.0,))
+        view, parsed = self._view(), parse_ref(ref)
+        target = view.target(parsed)
+        versions = [view.version(parsed.task, number) for number in target.versions]
+        prompts = [await self._servable(versions[0])] if len(versions) == 1 else await self._servable_all(versions)
+        return Resolved(ref, view.task(parsed.task), mode_of(target), tuple(prompts), weights_of(target))
 
     async def resolve_version(self, ref: str) -> LoadedPrompt:
-        """The one verified prompt that `ref` means now. Raises as `resolve` does."""
-        return await self._servable(self.find(ref))
+        """The one verified prompt that `ref` means now. Raises as `resolve` does, and InvalidReference for several."""
+        return await self._servable(self._view().resolve(parse_ref(ref)))
+
+    async def _servable_all(self, versions: Sequence[Version]) -> list[LoadedPrompt]:
+        """All or none: the first that cannot answer is the error, by name. Nothing falls back to the others."""
+        found = await asyncio.gather(*map(self._servable, versions), return_exceptions=True)
+        for outcome in found:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return found  # type: ignore[return-value]
 
     async def _servable(self, version: Version) -> LoadedPrompt:
         name = f"{version.task}@{version.number}"
@@ -141,9 +152,10 @@ class Registry:
 
     # reading
 
-    def find(self, ref: str) -> Version:
-        """The version that `ref` means now, whether it is served here or not. Raises as `resolve` does."""
-        return self._view().resolve(parse_ref(ref))
+    def members(self, ref: str) -> list[Version]:
+        """The versions that `ref` means now, whether they are served here or not. Raises as `resolve` does."""
+        view, parsed = self._view(), parse_ref(ref)
+        return [view.version(parsed.task, number) for number in view.target(parsed).versions]
 
     def task(self, name: str) -> Task:
         return self._view().task(name)
@@ -182,8 +194,12 @@ class Registry:
     async def retire_version(self, task: str, number: int) -> Version:
         return await self._write(partial(self._store.retire_version, task, number))
 
-    async def move_alias(self, task: str, name: str, version: int, *, expected: int | None) -> Alias:
-        return await self._write(partial(self._store.move_alias, task, name, version, expected=expected))
+    async def move_alias(self, task: str, name: str, target: AliasTarget, *, expected: int | None) -> Alias:
+        """Point an alias to what can answer here. Raises as `PromptStore.move_alias`, and CapabilityMissing."""
+        if not knows(self._view(), task, target):
+            await self.refresh()  # published a moment ago
+        check_target(self._view(), task, target, self._backbone.ref)
+        return await self._write(partial(self._store.move_alias, task, name, target, expected=expected))
 
     async def delete_alias(self, task: str, name: str, *, expected: int | None) -> None:
         await self._write(partial(self._store.delete_alias, task, name, expected=expected))

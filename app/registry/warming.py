@@ -143,8 +143,8 @@ class Warmer:
 
 
 def _targets(state: TaskState) -> set[int]:
-    return {number for alias in state.aliases.values() for number in (alias.version,)}
+    return {number for alias in state.aliases.values() for number in alias.versions}
 
 
 def _numbers(view: Snapshot, ref: PromptRef) -> Sequence[int]:
-    return (ref.version,) if ref.version is not None else (view.alias(ref.task, ref.alias or PROD).version,)
+    return (ref.version,) if ref.version is not None else view.alias(ref.task, ref.alias or PROD).versions

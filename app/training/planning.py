@@ -88,7 +88,7 @@ class Planner:
         for name in dict.fromkeys((request.publish.alias, PROD)):
             try:
                 alias = self._store.get_alias(request.task, name)
-                return self._store.get_version(request.task, alias.version).meta
+                return self._store.get_version(request.task, alias.versions[0]).meta
             except store_errors.NotFound:
                 continue
         return None

@@ -172,6 +172,8 @@ class Publisher:
         alias = self._alias()
         if alias is None:
             return Verdict(promote=True, expected=0)
+        if alias.version is None:
+            return Verdict(promote=False)  # a split or an ensemble is somebody's experiment: people move it
         current = self._store.get_version(self._plan.task, alias.version)
         try:
             loaded = load_prompt(current, self._store.load(current), self._backbone)

@@ -13,7 +13,17 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from prompt_store import BlobStore, MemoryMetadata, PromptStore, RedisMetadata, RevisionMismatch, StoreError
+from prompt_store import (
+    AliasTarget,
+    BlobStore,
+    Ensemble,
+    MemoryMetadata,
+    PromptStore,
+    RedisMetadata,
+    RevisionMismatch,
+    Share,
+    StoreError,
+)
 from prompt_store.testing import EXAMPLE_SPEC, example_evaluation, example_meta, example_tensors
 
 TASKS = st.sampled_from(["nli", "topic"])
@@ -21,6 +31,13 @@ ALIASES = st.sampled_from(["prod", "canary"])
 NUMBERS = st.integers(1, 5)
 REVISIONS = st.sampled_from([None, None, 0, 1, 2, 3])
 STATES = st.sampled_from(["candidate", "published", "quarantined", "retired"])
+SPLITS = st.dictionaries(NUMBERS, st.sampled_from([0.1, 1.0, 2.5]), min_size=2, max_size=3)
+MEMBERS = st.lists(NUMBERS, min_size=2, max_size=3, unique=True)
+TARGETS = st.one_of(
+    NUMBERS.map(lambda number: AliasTarget(version=number)),
+    SPLITS.map(lambda found: AliasTarget(split=tuple(Share(version=one, weight=of) for one, of in found.items()))),
+    MEMBERS.map(lambda found: AliasTarget(ensemble=Ensemble(members=tuple(found), mode="vote"))),
+)
 LABELS = st.sampled_from([None, ("a", "b")])
 
 
@@ -88,9 +105,9 @@ class Histories(RuleBasedStateMachine):
     def append_evaluation(self, task: str, number: int, score: float) -> None:
         self.both(lambda store: store.append_evaluation(task, number, example_evaluation(score)))
 
-    @rule(task=TASKS, name=ALIASES, number=NUMBERS, expected=REVISIONS)
-    def move_alias(self, task: str, name: str, number: int, expected: int | None) -> None:
-        self.both(lambda store: store.move_alias(task, name, number, expected=expected))
+    @rule(task=TASKS, name=ALIASES, to=TARGETS, expected=REVISIONS)
+    def move_alias(self, task: str, name: str, to: AliasTarget, expected: int | None) -> None:
+        self.both(lambda store: store.move_alias(task, name, to, expected=expected))
 
     @rule(task=TASKS, name=ALIASES, expected=REVISIONS)
     def delete_alias(self, task: str, name: str, expected: int | None) -> None:

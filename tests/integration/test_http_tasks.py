@@ -176,8 +176,6 @@ def test_precondition_that_cannot_be_met_exactly_is_422(
         ({"version": 0}, 422, "invalid_request"),
         ({"version": "1"}, 422, "invalid_request"),
         ({}, 422, "invalid_request"),
-        ({"split": {"1": 0.5, "2": 0.5}}, 422, "capability_missing"),
-        ({"ensemble": {"members": [1, 2], "by": "vote"}}, 422, "capability_missing"),
     ],
 )
 def test_alias_target_is_one_existing_version(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
@@ -36,13 +36,18 @@ async def list_models(services: ServicesDep) -> Response:
     snapshot = services.registry.snapshot
     aliases = sorted(snapshot.aliases, key=lambda alias: (alias.task, alias.name != PROD, alias.name))
     return reply(
-        ModelList(data=[_model(services, _ref(one), snapshot.version(one.task, one.version)) for one in aliases])
+        ModelList(
+            data=[
+                _model(services, _ref(one), [snapshot.version(one.task, number) for number in one.versions])
+                for one in aliases
+            ]
+        )
     )
 
 
 @router.get("/v1/models/{model}", summary="One task as a model", response_model=Model)
 async def get_model(model: RefPath, services: ServicesDep) -> Response:
-    return reply(_model(services, model, services.registry.find(model)))
+    return reply(_model(services, model, services.registry.members(model)))
 
 
 @router.post(
@@ -158,10 +163,11 @@ def _ref(alias: Alias) -> str:
     return alias.task if alias.name == PROD else f"{alias.task}:{alias.name}"
 
 
-def _model(services: Services, ref: str, version: Version) -> Model:
+def _model(services: Services, ref: str, versions: Sequence[Version]) -> Model:
+    """`root` names every version that answers for `ref`: `sentiment@3`, or `sentiment@3,4`."""
     return Model(
         id=ref,
-        created=int(version.created_at),
-        root=f"{version.task}@{version.number}",
+        created=max(int(version.created_at) for version in versions),
+        root=f"{versions[0].task}@" + ",".join(str(version.number) for version in versions),
         parent=services.backbone.name,
     )

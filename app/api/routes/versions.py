@@ -9,11 +9,12 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from app.api.preconditions import etag, expected_revision
 from app.api.replies import no_content, reply
 from app.api.routes.tasks import Limit, TaskPath
+from app.api.schemas.aliases import AliasBody, AliasView
 from app.api.schemas.base import Page
-from app.api.schemas.tasks import AliasBody, AliasView, VersionView
+from app.api.schemas.tasks import VersionView
 from app.api.services import ServicesDep
 from app.api.strict_route import StrictRoute
-from app.errors import CapabilityMissing, InvalidRequest
+from app.errors import CapabilityMissing
 from prompt_store.models import ALIAS_NAME
 
 router = APIRouter(route_class=StrictRoute, tags=["versions"])
@@ -38,7 +39,7 @@ async def get_version(task: TaskPath, number: NumberPath, services: ServicesDep)
 @router.delete(
     "/v1/tasks/{task}/versions/{number}",
     summary="Retire a version",
-    description="The version answers no more and keeps its number and card. 409 while an alias points to it.",
+    description="The version answers no more and keeps its number and card. 409 while an alias mentions it.",
     response_model=VersionView,
 )
 async def retire_version(task: TaskPath, number: NumberPath, services: ServicesDep) -> Response:
@@ -56,6 +57,8 @@ async def get_alias(task: TaskPath, alias: AliasPath, services: ServicesDep) -> 
     "/v1/tasks/{task}/aliases/{alias}",
     summary="Move an alias",
     description=(
+        "To one version, a weighted split of versions (one answers each row), or an ensemble (all answer each row, by "
+        "vote or by mean probability). "
         "Compare-and-set: `If-Match` with the alias's ETag moves it only if nobody has moved it since; "
         "`If-None-Match: *` only creates. Without either it moves in any case. Rolling back is moving it back."
     ),
@@ -66,7 +69,14 @@ async def move_alias(
     task: TaskPath, alias: AliasPath, body: AliasBody, services: ServicesDep, request: Request
 ) -> Response:
     expected = expected_revision(request.headers)
-    moved = await services.registry.move_alias(task, alias, _target(body), expected=expected)
+    target = body.target()
+    if target.ensemble is not None and len(target.versions) > services.settings.max_rows:
+        raise CapabilityMissing(
+            f"an ensemble of {len(target.versions)} answers in one batch; this service runs "
+            f"{services.settings.max_rows} rows at once (CHORUS_MAX_ROWS)",
+            param="ensemble.members",
+        )
+    moved = await services.registry.move_alias(task, alias, target, expected=expected)
     return reply(AliasView.of(moved), headers={"etag": etag(moved.revision)})
 
 
@@ -74,12 +84,3 @@ async def move_alias(
 async def delete_alias(task: TaskPath, alias: AliasPath, services: ServicesDep, request: Request) -> Response:
     await services.registry.delete_alias(task, alias, expected=expected_revision(request.headers))
     return no_content()
-
-
-def _target(body: AliasBody) -> int:
-    for name in ("split", "ensemble"):
-        if getattr(body, name) is not None:
-            raise CapabilityMissing(f"an alias points to one version; {name} is not served yet", param=name)
-    if body.version is None:
-        raise InvalidRequest("version: this field is required", param="version")
-    return body.version

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from app.api.schemas.aliases import EnsembleTarget, SplitTarget, target_view
 from app.api.schemas.base import Ask, Reply
 from prompt_store.models import Alias, Decoding, Evaluation, Metric, Task, TaskSpec, Version, VersionState
 
@@ -52,7 +53,8 @@ class TaskBody(Ask):
 
 
 class TaskView(Reply):
-    """A task. `aliases` says which version each of its movable names points to; `prod` answers for the bare name."""
+    """A task. `aliases` says where each of its movable names points: to a version's number, a split or an ensemble;
+    `prod` answers for the bare name."""
 
     name: str
     id: str
@@ -62,7 +64,7 @@ class TaskView(Reply):
     metric: str
     decoding: Decoding
     abstain_below: float | None
-    aliases: dict[str, int]
+    aliases: dict[str, int | SplitTarget | EnsembleTarget]
     created_at: float
     updated_at: float
 
@@ -78,7 +80,7 @@ class TaskView(Reply):
             metric=spec.metric,
             decoding=spec.decoding,
             abstain_below=spec.abstain_below,
-            aliases={alias.name: alias.version for alias in aliases},
+            aliases={alias.name: target_view(alias) for alias in aliases},
             created_at=task.created_at,
             updated_at=task.updated_at,
         )
@@ -113,7 +115,7 @@ class VersionView(Reply):
             digest=version.digest,
             size_bytes=version.size_bytes,
             state=version.state,
-            aliases=[alias.name for alias in aliases if alias.version == version.number],
+            aliases=[alias.name for alias in aliases if version.number in alias.versions],
             template=meta.template,
             verbalizer=words,
             num_virtual_tokens=meta.num_virtual_tokens,
@@ -124,28 +126,6 @@ class VersionView(Reply):
             card=list(version.card),
             created_at=version.created_at,
         )
-
-
-class AliasBody(Ask):
-    """Where an alias points. Splits and ensembles are not served yet and answer `capability_missing`."""
-
-    version: int | None = Field(None, ge=1, le=2**31)
-    split: Any = Field(None, description="Not served yet.")
-    ensemble: Any = Field(None, description="Not served yet.")
-
-
-class AliasView(Reply):
-    """An alias. `revision` is what `If-Match` compares; it is also the answer's `ETag`."""
-
-    task: str
-    name: str
-    version: int
-    revision: int
-    updated_at: float
-
-    @classmethod
-    def of(cls, alias: Alias) -> AliasView:
-        return cls.model_validate(alias.model_dump())
 
 
 class HealthView(Reply):

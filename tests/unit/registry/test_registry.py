@@ -12,6 +12,7 @@ import pytest
 
 from app.errors import EngineFailure, Overloaded, StoreDown, VersionUnavailable
 from prompt_store import (
+    AliasTarget,
     RevisionMismatch,
     TaskNotFound,
     TaskSpec,
@@ -84,10 +85,10 @@ def test_writes_are_read_back_at_once(store: FragileStore, tmp_path: Path) -> No
             task, created = await registry.put_task("new", TaskSpec(fields=("text",)))
             assert (registry.task("new"), created) == (task, True)
             assert (await registry.put_task("new", TaskSpec(fields=("text",), description="x")))[1] is False
-            alias = await registry.move_alias("echo", "canary", 2, expected=0)
+            alias = await registry.move_alias("echo", "canary", AliasTarget(version=2), expected=0)
             assert registry.alias("echo", "canary") == alias
             with pytest.raises(RevisionMismatch):
-                await registry.move_alias("echo", "canary", 1, expected=alias.revision + 1)
+                await registry.move_alias("echo", "canary", AliasTarget(version=1), expected=alias.revision + 1)
             await registry.delete_alias("echo", "canary", expected=alias.revision)
             assert [one.name for one in registry.aliases("echo")] == ["prod"]
             assert (await registry.retire_version("echo", 2)).state == "retired"
