@@ -24,6 +24,14 @@ Field = Annotated[
 Scores = Annotated[
     bool, typer.Option("--scores/--no-scores", help="Show the probability of every label.", rich_help_panel=ANSWER)
 ]
+Calibrate = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate",
+        help="Divide label probabilities by those of inputs without content.",
+        rich_help_panel=ANSWER,
+    ),
+]
 Stream = Annotated[bool, typer.Option("--stream", help="Show the text as it comes.", rich_help_panel=ANSWER)]
 MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", min=1, help="Most tokens to write.", rich_help_panel=ANSWER)
@@ -45,6 +53,7 @@ def generate(
     text: Text_ = None,
     field: Field = None,
     scores: Scores = True,
+    calibrate: Calibrate = False,
     stream: Stream = False,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
@@ -71,6 +80,7 @@ def generate(
         "seed": seed,
         "timeout_s": timeout_s,
         "scores": scores or None,
+        "calibrate": calibrate or None,
     }
     body = {name: value for name, value in options.items() if value is not None}
     with ChorusClient(url, key) as client:
@@ -100,17 +110,17 @@ def _answer(client: Any, task: str, body: dict[str, Any], out: Output) -> None:
         out.data(answer)
         return
     output = answer["outputs"][0]
-    if output.get("label") is None:
-        out.console.print(Text(clean(output["text"] or "")), soft_wrap=True)
-    elif not output.get("scores") or not out.live:
+    if output.get("scores") and out.live:
+        _show_scores(output, out)
+    elif output.get("label") is not None:
         out.say(output["label"])
     else:
-        _show_scores(output, out)
+        out.console.print(Text(clean(output["text"] or "")), soft_wrap=True)
     out.note(_footnote(output))
 
 
 def _show_scores(output: dict[str, Any], out: Output) -> None:
-    """The label, and a bar for the probability of each."""
+    """Every label with a bar for its probability; the answer, if any, stands out."""
     ranked = sorted(output["scores"].items(), key=lambda pair: -pair[1])
     width = max(len(clean(label)) for label, _ in ranked)
     for label, share in ranked:
@@ -153,6 +163,10 @@ def _answer_lines(client: Any, task: str, body: dict[str, Any], out: Output) -> 
 def _footnote(output: dict[str, Any]) -> str:
     usage = output.get("usage") or {}
     parts = [f"{output.get('task')}@{output.get('version')}", str(output.get("finish_reason"))]
+    if output.get("abstained"):
+        parts.append("no label is likely enough for this task")
+    if output.get("agreement") is not None:
+        parts.append(f"{output['agreement']:.0%} of the members agree")
     if usage:
         parts.append(
             f"{usage.get('prompt_tokens', 0)} text + {usage.get('virtual_tokens', 0)} virtual tokens"

@@ -42,6 +42,17 @@ def test_generate_with_fields_and_options_sends_them(chorus: Callable[..., Ran],
     }
 
 
+def test_generate_when_no_label_is_given_says_why_and_how_many_agree(
+    chorus: Callable[..., Ran], service: FakeService
+) -> None:
+    service.on(GENERATE, {"outputs": [output(label=None, text="", abstained=True, agreement=2 / 3)]})
+    ran = chorus("generate", "sentiment", "x", "--calibrate")
+    assert ran.out == "\n"
+    assert "no label is likely enough" in ran.err
+    assert "67% of the members agree" in ran.err
+    assert service.asked[0].json == {"input": "x", "scores": True, "calibrate": True}
+
+
 @pytest.mark.parametrize("argv", [[], ["x", "--field", "a=b"], ["--field", "nothing"], ["--field", "=b"]])
 def test_generate_when_the_input_is_unclear_exits_with_usage(chorus: Callable[..., Ran], argv: list[str]) -> None:
     assert chorus("generate", "sentiment", *argv).code == Exit.USAGE
