@@ -79,11 +79,11 @@ class ChorusClient:
     def alias(self, task: str, name: str) -> dict[str, Any]:
         return self._call("GET", f"/v1/tasks/{_part(task)}/aliases/{_part(name)}")
 
-    def move_alias(self, task: str, name: str, version: int, *, expected: int) -> dict[str, Any]:
-        """Point an alias to `version` if its revision is `expected` (0: it must be new)."""
+    def move_alias(self, task: str, name: str, target: dict[str, Any], *, expected: int) -> dict[str, Any]:
+        """Point an alias to `target` (version, split or ensemble) if its revision is `expected` (0: it must be new)."""
         headers = {"if-match": f'"{expected}"'} if expected else {"if-none-match": "*"}
         path = f"/v1/tasks/{_part(task)}/aliases/{_part(name)}"
-        return self._call("PUT", path, json={"version": version}, headers=headers)
+        return self._call("PUT", path, json=target, headers=headers)
 
     def upload(self, name: str, file: Path) -> dict[str, Any]:
         kind = CONTENT_TYPES.get(file.suffix.lower())

@@ -1,4 +1,4 @@
-"""`chorus tasks`, `versions`, `alias`: what is registered in a running service, and moving a name."""
+"""`chorus tasks`, `versions`: what is registered in a running service."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.errors import CliError, Exit
 from app.cli.options import DEFAULT_URL, Debug, Json, Key, Url
 from app.cli.output import Output
+from app.cli.targets import in_words
 
 PROD = "prod"
 SHOWN_LABELS = 6
@@ -56,69 +56,18 @@ def versions(
     out.table(columns, rows, right=["VERSION", "VECTORS"])
 
 
-def alias(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="Name of a task.")],
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Name of the alias, as `prod`.")] = None,
-    version: Annotated[int | None, typer.Argument(metavar="VERSION", min=1, help="Version to point it to.")] = None,
-    expect: Annotated[
-        int | None,
-        typer.Option(
-            "--expect",
-            min=0,
-            show_default=False,
-            help="Move only if the alias still has this revision; 0: only if it is new. "
-            "Without it, the revision read just before.",
-        ),
-    ] = None,
-    url: Url = DEFAULT_URL,
-    key: Key = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Point an alias to a version (rollback is moving it back); without a version, show where it points."""
-    from app.cli.client import ChorusClient
-
-    out = Output(as_json=as_json)
-    with ChorusClient(url, key) as client:
-        if version is not None and name is not None:
-            before = _current(client, task, name)
-            revision = int(before["revision"]) if before else 0
-            after = client.move_alias(task, name, version, expected=revision if expect is None else expect)
-            if as_json:
-                out.data(after)
-            else:
-                was = f" (was {before['version']})" if before else ""
-                out.say(f"{task}:{name} is now version {after['version']}{was}", style="green")
-            return
-        names = [name] if name is not None else sorted(client.task(task)["aliases"])
-        found = [client.alias(task, one) for one in names]
-    if as_json:
-        out.data(found if name is None else found[0])
-        return
-    rows = [[one["name"], one["version"], one["revision"], when(one["updated_at"])] for one in found]
-    out.table(["ALIAS", "VERSION", "REVISION", "MOVED"], rows, right=["VERSION", "REVISION"])
-
-
-def _current(client: Any, task: str, name: str) -> dict[str, Any] | None:
-    try:
-        return dict(client.alias(task, name))
-    except CliError as error:
-        if error.exit_code == Exit.REFUSED and error.detail.get("code") == "alias_not_found":
-            return None
-        raise
-
-
 def _task_cells(task: dict[str, Any]) -> list[Any]:
-    labels = task.get("labels") or []
+    labels, prod = task.get("labels") or [], task["aliases"].get(PROD)
     answers = ", ".join(labels[:SHOWN_LABELS]) + (f" … ({len(labels)})" if len(labels) > SHOWN_LABELS else "")
     if task.get("abstain_below") is not None:
         answers += f"; none under {task['abstain_below']:g}"
-    return [task["name"], ", ".join(task["fields"]), answers or "free text", task["aliases"].get(PROD)]
+    return [task["name"], ", ".join(task["fields"]), answers or "free text", in_words(prod) if prod else None]
 
 
 def _prod_score(client: Any, task: dict[str, Any]) -> str:
-    number = task["aliases"].get(PROD)
-    return score(client.version(task["name"], number).get("card")) if number else ""
+    """The score of the one version that answers; versions that share the work have none in common."""
+    prod = task["aliases"].get(PROD)
+    return score(client.version(task["name"], prod).get("card")) if isinstance(prod, int) else ""
 
 
 def _version_cells(version: dict[str, Any]) -> list[Any]:

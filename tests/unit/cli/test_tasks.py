@@ -1,9 +1,8 @@
-"""Promises of `chorus tasks`, `versions` and `alias`."""
+"""Promises of `chorus tasks` and `versions`."""
 
 from collections.abc import Callable
 from typing import Any
 
-from app.cli.errors import Exit
 from tests.unit.cli.conftest import FakeService, Ran
 
 CARD = [
@@ -60,38 +59,12 @@ def test_versions_shows_the_newest_first(chorus: Callable[..., Ran], service: Fa
     assert lines[2].split()[:3] == ["1", "–", "retired"]
 
 
-def test_alias_when_moved_compares_with_the_revision_just_read(
-    chorus: Callable[..., Ran], service: FakeService
-) -> None:
-    place = "/v1/tasks/sentiment/aliases/prod"
-    service.on(f"GET {place}", {"name": "prod", "version": 2, "revision": 7, "updated_at": 0})
-    service.on(f"PUT {place}", {"name": "prod", "version": 1, "revision": 8, "updated_at": 0})
-    ran = chorus("alias", "sentiment", "prod", "1")
-    assert ran.out == "sentiment:prod is now version 1 (was 2)\n"
-    assert service.asked[-1].headers["if-match"] == '"7"'
-    assert service.asked[-1].json == {"version": 1}
-
-
-def test_alias_when_new_must_still_be_new(chorus: Callable[..., Ran], service: FakeService) -> None:
-    place = "/v1/tasks/sentiment/aliases/canary"
-    service.refuse(f"GET {place}", 404, "alias_not_found")
-    service.on(f"PUT {place}", {"name": "canary", "version": 1, "revision": 1, "updated_at": 0})
-    assert chorus("alias", "sentiment", "canary", "1").code == Exit.DONE
-    assert service.asked[-1].headers["if-none-match"] == "*"
-
-
-def test_alias_when_someone_else_moved_it_is_refused(chorus: Callable[..., Ran], service: FakeService) -> None:
-    place = "/v1/tasks/sentiment/aliases/prod"
-    service.on(f"GET {place}", {"name": "prod", "version": 2, "revision": 9, "updated_at": 0})
-    service.refuse(f"PUT {place}", 409, "revision_mismatch", "moved meanwhile")
-    ran = chorus("alias", "sentiment", "prod", "1", "--expect", "7")
-    assert ran.code == Exit.REFUSED
-    assert service.asked[-1].headers["if-match"] == '"7"'
-    assert "look again" in ran.err
-
-
-def test_alias_without_a_version_shows_where_they_point(chorus: Callable[..., Ran], service: FakeService) -> None:
-    service.on("GET /v1/tasks/sentiment", task("sentiment"))
-    service.on("GET /v1/tasks/sentiment/aliases/prod", {"name": "prod", "version": 2, "revision": 7, "updated_at": 0})
-    assert chorus("alias", "sentiment").out.splitlines()[1].split()[:3] == ["prod", "2", "7"]
-    assert chorus("alias", "sentiment", "prod", "--json").json["revision"] == 7
+def test_tasks_when_prod_points_to_several_says_how(chorus: Callable[..., Ran], service: FakeService) -> None:
+    halves = [{"version": 2, "weight": 0.9}, {"version": 3, "weight": 0.1}]
+    split = task("sentiment", aliases={"prod": {"split": halves}})
+    jury = task("topic", aliases={"prod": {"ensemble": {"members": [1, 2, 3], "mode": "vote"}}})
+    service.on("GET /v1/tasks", {"data": [split, jury], "has_more": False})
+    lines = chorus("tasks").out.splitlines()
+    assert "split 2=0.9 3=0.1" in lines[1]
+    assert "vote of 1, 2, 3" in lines[2]
+    assert len(service.asked) == 1  # no version whose score would speak for all of them
