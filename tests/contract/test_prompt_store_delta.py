@@ -8,6 +8,7 @@ import pytest
 import redis
 
 from prompt_store import PromptStore, Snapshot
+from prompt_store.metadata import Restoration
 from prompt_store.testing import EXAMPLE_SPEC, example_evaluation, example_meta, example_tensors
 from tests.contract.conftest import Server
 
@@ -97,6 +98,14 @@ def test_delta_when_the_registry_was_rebuilt_says_to_read_everything(store: Prom
     assert store.delta(known) is None
 
 
+def test_delta_when_records_were_restored_says_to_read_everything(store: PromptStore) -> None:
+    publish(store, "job-1")
+    known, dump = store.snapshot(), store.metadata.dump()
+    restoration = Restoration(epoch=known.epoch, at=0.0, entries=dump.entries, versions=dump.versions)
+    store.metadata.restore(restoration, expected_epoch=known.epoch)
+    assert store.delta(known) is None
+
+
 def test_delta_when_too_much_happened_says_to_read_everything(
     store: PromptStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,3 +127,5 @@ def test_delta_when_the_stream_was_trimmed_says_to_read_everything(redis_url: st
         assert store.delta(known) is None
         assert store.delta(Snapshot()) is None
         assert follow(store, store.snapshot()) == store.snapshot()
+        client.xtrim("chorus:events", maxlen=0, approximate=False)
+        assert store.delta(Snapshot()) is None
