@@ -3,6 +3,7 @@ answers. That they exist and are fit to serve is the store's to say, in the same
 
 from __future__ import annotations
 
+from app.backbone import parse_template
 from app.errors import CapabilityMissing
 from prompt_store import Snapshot
 from prompt_store.models import AliasTarget, BackboneRef, Version
@@ -16,7 +17,7 @@ def knows(view: Snapshot, task: str, target: AliasTarget) -> bool:
 
 def check_target(view: Snapshot, task: str, target: AliasTarget, backbone: BackboneRef) -> None:
     """Raise CapabilityMissing, with the place in the target as `param`, unless all versions are of this backbone and
-    the members of an ensemble answer the same: one set of labels, or all free text.
+    read the same fields, and the members of an ensemble answer the same: one set of labels, or all free text.
 
     A version that `view` does not know is passed over: the store refuses it. Raises TaskNotFound.
     """
@@ -28,12 +29,10 @@ def check_target(view: Snapshot, task: str, target: AliasTarget, backbone: Backb
             continue
         _check_backbone(version, backbone, place)
         first = first or version
+        if _fields(version) != _fields(first):
+            raise _unlike(version, first, "reads other fields", place)
         if target.ensemble is not None and _labels(version) != _labels(first):
-            raise CapabilityMissing(
-                f"{task}@{number} answers {_kind(version)}, {task}@{first.number} {_kind(first)}: "
-                "the members of an ensemble answer the same",
-                param=place,
-            )
+            raise _unlike(version, first, "answers otherwise (its labels, or free text)", place)
 
 
 def _check_backbone(version: Version, backbone: BackboneRef, place: str) -> None:
@@ -46,11 +45,16 @@ def _check_backbone(version: Version, backbone: BackboneRef, place: str) -> None
         )
 
 
+def _unlike(version: Version, first: Version, what: str, place: str) -> CapabilityMissing:
+    pair = f"{version.task}@{version.number} {what} than {first.task}@{first.number}"
+    return CapabilityMissing(f"{pair}: they cannot answer the same row", param=place)
+
+
+def _fields(version: Version) -> frozenset[str]:
+    meta = version.meta
+    return frozenset(parse_template(meta.template, num_virtual_tokens=meta.num_virtual_tokens).fields)
+
+
 def _labels(version: Version) -> frozenset[str] | None:
     words = version.meta.verbalizer
     return None if words is None else frozenset(words)
-
-
-def _kind(version: Version) -> str:
-    labels = _labels(version)
-    return "free text" if labels is None else f"{len(labels)} labels of its own"

@@ -29,7 +29,8 @@ def client(world: World) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def task(world: World, request: pytest.FixtureRequest) -> str:
-    """A task of its own for each test. 1, 2: labels; 3: other labels; 4: free text; 5: another backbone; 6: retired."""
+    """A task of its own for each test. 1, 2: labels; 3: other labels; 4: free text; 5: another backbone; 6: retired;
+    7: two fields."""
     name = f"task-{abs(hash(request.node.name))}"[:40]
     publish(world.store, FakeBackbone(), name, "{text}", labels=("yes", "no"))
     publish(world.store, FakeBackbone(), name, "Again: {text}", labels=("no", "yes"), alias=None)
@@ -45,6 +46,7 @@ def task(world: World, request: pytest.FixtureRequest) -> str:
     )
     publish(world.store, FakeBackbone(), name, "{text}.", labels=("yes", "no"), alias=None)
     world.store.retire_version(name, 6)
+    publish(world.store, FakeBackbone(), name, "{text} {more}", labels=("yes", "no"), alias=None)
     return name
 
 
@@ -166,6 +168,8 @@ def test_malformed_target_is_refused_by_its_place(
         (ensemble(5, 1), 422, "capability_missing", "ensemble.members.0"),
         (ensemble(1, 2, 3), 422, "capability_missing", "ensemble.members.2"),
         (ensemble(4, 1), 422, "capability_missing", "ensemble.members.1"),
+        (ensemble(1, 7), 422, "capability_missing", "ensemble.members.1"),
+        (split((7, 1), (1, 1)), 422, "capability_missing", "split.1.version"),
         (ensemble(1, 2, 3, 4, 5), 422, "capability_missing", "ensemble.members"),
     ],
 )

@@ -25,7 +25,7 @@ from app.training.publishing import Publisher
 from app.training.records import JobRecords, job_folder
 from app.training.session import Context, Lost, Session
 from app.training.trainer import Interrupted
-from prompt_store import PromptStore, StoreUnavailable, TaskSpec
+from prompt_store import AliasTarget, Ensemble, PromptStore, Share, StoreUnavailable, TaskSpec
 from tests.training_data import mood_rows, short_request
 
 
@@ -214,6 +214,28 @@ def test_better_than_current_promotes_only_what_is_better(
     assert version.state == ("published" if promoted else "candidate")
     assert store.get_alias("mood", "prod").version == (2 if promoted else 1)
     assert version.card[0].details["compared_with"] == {"version": 1, "score": current}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        AliasTarget(split=(Share(version=2, weight=0.9), Share(version=1, weight=0.1))),
+        AliasTarget(ensemble=Ensemble(members=(2, 1), mode="mean")),
+    ],
+    ids=["split", "ensemble"],
+)
+def test_better_than_current_leaves_a_split_or_an_ensemble_as_it_is(
+    attempt: Callable[..., Job], store: PromptStore, monkeypatch: pytest.MonkeyPatch, target: AliasTarget
+) -> None:
+    attempt()
+    attempt(publish={"when": "never"})
+    before = store.move_alias("mood", "prod", target, expected=1)
+    scores(monkeypatch, current=0.1)
+    job = attempt(publish={"when": "better_than_current"})
+    assert job.result is not None
+    assert (job.result.version, job.result.promoted) == (3, False)
+    assert store.get_version("mood", 3).state == "candidate"
+    assert store.get_alias("mood", "prod") == before
 
 
 def test_better_than_nothing_is_promoted(attempt: Callable[..., Job], store: PromptStore) -> None:
