@@ -42,6 +42,9 @@ class ReferenceRunner:
 
     def decode(self, tokens: Tensor, lengths: Tensor, longest: int) -> Tensor:
         embeds = self._embedding(tokens[:, None])  # [B, 1, H]
+        for cache, length in zip(self._caches, lengths.tolist(), strict=False):
+            if cache is not None and cache.get_seq_length() > length:
+                cache.crop(length - cache.get_seq_length())  # this step failed before, after it had written the row
         return torch.stack(
             [plain_logits(self._model, embeds[i : i + 1], self._caches[i])[-1] for i in range(len(tokens))]
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,17 @@ log = logging.getLogger(__name__)
 
 # What a model may raise for one batch without the engine being broken. Out of memory is a RuntimeError on a GPU.
 ROW_ERRORS = (RuntimeError, ValueError, IndexError, ArithmeticError, MemoryError)
-_RECOVERY = 256  # decode steps after which a batch that ran out of memory is tried twice as large
+_RECOVERY = 256  # decode steps in parts after which parts twice as large are tried
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A decode step that is taken apart; `order[slot]` is the row that sits there now."""
+
+    tokens: Tensor
+    lengths: Tensor
+    longest: int
+    order: list[int]
 
 
 class IsolatingRunner:
@@ -51,40 +61,40 @@ class IsolatingRunner:
         rows = tokens.shape[0]
         if rows <= self._most:
             try:
-                logits = self._runner.decode(tokens, lengths, longest)
+                return self._runner.decode(tokens, lengths, longest)
             except ROW_ERRORS as error:
                 self._remember(error, rows)
-            else:
-                self._recover()
-                return logits
-        order = list(range(rows))  # order[slot] is the row that sits there
-        parts = self._decode_halves(order, list(range(rows)), tokens, lengths, longest)
-        self._bring_to_front(order, list(range(rows)), longest)
+        self._recover()
+        step = _Step(tokens, lengths, longest, order=list(range(rows)))
+        parts = self._decode_halves(step, list(range(rows)))
+        self._bring_to_front(step, list(range(rows)))
         return torch.cat(parts)
 
-    def _decode_halves(
-        self, order: list[int], rows: list[int], tokens: Tensor, lengths: Tensor, longest: int
-    ) -> list[Tensor]:
+    def _decode_halves(self, step: _Step, rows: list[int]) -> list[Tensor]:
+        """Logits of `rows`, in their order."""
         if len(rows) == 1:
             return [self._nothing]
         half = len(rows) // 2
         parts: list[Tensor] = []
         for part in (rows[:half], rows[half:]):
-            self._bring_to_front(order, part, longest)
-            try:
-                parts.append(self._runner.decode(tokens[part], lengths[part], longest))
-            except ROW_ERRORS as error:
-                self._remember(error, len(part))
-                parts += self._decode_halves(order, part, tokens, lengths, longest)
+            if len(part) <= self._most:
+                self._bring_to_front(step, part)
+                try:
+                    parts.append(self._runner.decode(step.tokens[part], step.lengths[part], step.longest))
+                    continue
+                except ROW_ERRORS as error:
+                    self._remember(error, len(part))
+            parts += self._decode_halves(step, part)
         return parts
 
-    def _bring_to_front(self, order: list[int], rows: list[int], longest: int) -> None:
+    def _bring_to_front(self, step: _Step, rows: list[int]) -> None:
         """Swap rows so that `rows` sit in slots 0, 1, …"""
+        order = step.order
         for slot, row in enumerate(rows):
             old = order.index(row)
             if old != slot:
                 for source, target in ((slot, self._spare), (old, slot), (self._spare, old)):
-                    self._runner.move(source, target, longest + 1)
+                    self._runner.move(source, target, step.longest + 1)
                 order[slot], order[old] = order[old], order[slot]
 
     def _remember(self, error: Exception, rows: int) -> None:
@@ -95,10 +105,10 @@ class IsolatingRunner:
             log.warning("decode ran out of memory", extra={"rows": rows, "next": self._most})
 
     def _recover(self) -> None:
-        if self._most < self._spare:
-            self._calm += 1
-            if self._calm >= _RECOVERY:
-                self._most, self._calm = min(self._spare, 2 * self._most), 0
+        """After a while of steps in parts, larger parts are tried."""
+        self._calm += 1
+        if self._calm >= _RECOVERY:
+            self._most, self._calm = min(self._spare, 2 * self._most), 0
 
 
 def _make_room(error: Exception) -> bool:

@@ -1,0 +1,199 @@
+"""Whatever happens to an engine, in whatever order: every row ends exactly once, what it holds stays consistent, and a
+row that was answered got the answer it gets alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from app.backbone import LoadedPrompt, encode_row
+from app.engine import Engine, EngineConfig, Event, Request, RowRequest, Sampling
+from app.engine.intake import common_text
+from tests.architectures import build_backbone
+from tests.prompts import TEMPLATES, TEXTS, WORDS, make_prompt
+
+SUFFIX = 2  # the template whose rows begin with text
+Key = tuple[tuple[int, int, int], ...]  # (template, text, way of answering) of each row
+WAYS = (
+    Sampling(max_tokens=1),
+    Sampling(max_tokens=6),
+    Sampling(max_tokens=9, temperature=1.0, seed=5),
+    Sampling(max_tokens=4, temperature=0.7, top_k=20, top_p=0.9, seed=6),
+)
+
+
+@cache
+def prompt(template: int, seed: int = 0) -> LoadedPrompt:
+    return make_prompt(build_backbone("llama"), TEMPLATES[template], words=WORDS, seed=seed)
+
+
+@cache
+def row(template: int, text: int, way: int, seed: int = 0) -> RowRequest:
+    of = prompt(template, seed)
+    encoded = encode_row(build_backbone("llama").tokenizer, of.template, of.bos, {"text": TEXTS[text]})
+    sampling = WAYS[way] if way < len(WAYS) else None
+    return RowRequest(
+        encoded, of.digest if of.vectors is not None else None, sampling, None if sampling else of.verbalizer
+    )
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_engine(clock: Any, *, slots: int, packed: bool = False) -> Engine:
+    """One whose budgets hold two or three prompts, so that others come and go."""
+    config = EngineConfig(
+        max_rows=slots,
+        max_context=96,
+        max_batch_tokens=120,
+        prompt_cache_bytes=20_000,
+        prompt_vector_bytes=4_000,
+        max_prefills_in_a_row=2,
+    )
+    engine = Engine(build_backbone("llama"), config, clock=clock)
+    engine.scheduler.packed = packed
+    return engine
+
+
+def submit(engine: Engine, name: str, rows: tuple[RowRequest, ...], deadline: float, **options: Any) -> None:
+    prompts = {of.digest: of.vectors for t in range(len(TEMPLATES)) for seed in (0, 1, 2) for of in [prompt(t, seed)]}
+    vectors = {digest: vectors for digest, vectors in prompts.items() if vectors is not None}
+    engine.submit(Request(name, rows, deadline, **options), vectors)
+
+
+def alone(rows: tuple[RowRequest, ...], *, coupled: bool) -> list[list[Event]]:
+    """What the rows give in an engine of their own, each by itself or coupled."""
+    engine = make_engine(Clock(), slots=len(rows))
+    got: dict[tuple[str, int], list[Event]] = defaultdict(list)
+    parts = [rows] if coupled else [(of,) for of in rows]
+    for i, part in enumerate(parts):
+        submit(engine, str(i), part, 1e9, coupled=coupled)
+        while not engine.idle:
+            for event in engine.step():
+                got[event.request_id, event.row].append(event)
+    return [got[key] for key in sorted(got)]
+
+
+_ALONE: dict[tuple[Any, ...], list[list[Event]]] = {}
+
+
+class Promises(RuleBasedStateMachine):
+    @initialize(slots=st.integers(3, 5), packed=st.booleans())
+    def begin(self, slots: int, packed: bool) -> None:
+        self.clock = Clock()
+        self.engine = make_engine(self.clock, slots=slots, packed=packed)
+        self.requests: dict[str, tuple[tuple[RowRequest, ...], bool]] = {}
+        self.events: dict[tuple[str, int], list[Event]] = defaultdict(list)
+        self.broken = False
+        honest = self.engine.runner.decode
+
+        def decode(tokens: torch.Tensor, lengths: torch.Tensor, longest: int) -> torch.Tensor:
+            if self.broken and tokens.shape[0] > 1:
+                self.broken = False
+                raise torch.OutOfMemoryError("planted")
+            return honest(tokens, lengths, longest)
+
+        self.engine.runner.decode = decode  # type: ignore[method-assign]
+
+    def add(self, rows: tuple[RowRequest, ...], deadline: float, task: str, **options: Any) -> None:
+        name = f"r{len(self.requests)}"
+        self.requests[name] = (rows, bool(options.get("coupled")))
+        submit(self.engine, name, rows, self.clock.now + deadline, flow=("", task), **options)
+
+    @rule(
+        template=st.integers(0, 4), text=st.integers(0, 4), way=st.integers(0, 4), deadline=st.sampled_from([1e6, 3.0])
+    )
+    def submit_single(self, template: int, text: int, way: int, deadline: float) -> None:
+        self.add((row(template, text, way),), deadline, f"t{template}")
+
+    @rule(text=st.integers(0, 4), ways=st.lists(st.integers(0, 4), min_size=2, max_size=6))
+    def submit_rows_that_share_text(self, text: int, ways: list[int]) -> None:
+        rows = tuple(row(SUFFIX, text, way, seed=i % 3) for i, way in enumerate(ways))
+        self.add(rows, 1e6, "fan-out", shared=common_text(rows))
+
+    @rule(templates=st.lists(st.integers(0, 4), min_size=1, max_size=3), text=st.integers(0, 4), way=st.integers(0, 3))
+    def submit_coupled(self, templates: list[int], text: int, way: int) -> None:
+        self.add(tuple(row(template, text, way) for template in templates), 1e6, "coupled", coupled=True)
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self.engine.cancel(data.draw(st.sampled_from(sorted(self.requests))))
+
+    @rule(template=st.integers(0, 4))
+    def release(self, template: int) -> None:
+        self.engine.release(prompt(template).digest)
+
+    @rule(seconds=st.floats(0.1, 4))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule()
+    def memory_runs_out_in_the_next_decode(self) -> None:
+        self.broken = True
+
+    @rule(times=st.integers(1, 6))
+    def step(self, times: int) -> None:
+        for _ in range(times):
+            for event in self.engine.step():
+                self.events[event.request_id, event.row].append(event)
+            self.engine.check_integrity()
+
+    @invariant()
+    def is_consistent(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.check_integrity()
+
+    def teardown(self) -> None:
+        for _ in range(2_000):
+            if self.engine.idle:
+                break
+            self.step(1)
+        assert self.engine.idle
+        for name, (rows, coupled) in self.requests.items():
+            for index, wanted in enumerate(self.wanted(rows, coupled)):
+                check_row(self.events[name, index], wanted)
+
+    def wanted(self, rows: tuple[RowRequest, ...], coupled: bool) -> list[list[Event]]:
+        if coupled:
+            key = (coupled, *rows)
+            if key not in _ALONE:
+                _ALONE[key] = alone(rows, coupled=True)
+            return _ALONE[key]
+        for of in rows:
+            if (of,) not in _ALONE:
+                _ALONE[(of,)] = alone((of,), coupled=False)
+        return [_ALONE[(of,)][0] for of in rows]
+
+
+def check_row(got: list[Event], wanted: list[Event]) -> None:
+    assert [event.finish is not None for event in got] == [False] * (len(got) - 1) + [True]
+    tokens = [event.token for event in got if event.token is not None]
+    whole = [event.token for event in wanted if event.token is not None]
+    if got[-1].finish in ("cancelled", "timeout"):
+        assert tokens == whole[: len(tokens)]
+        return
+    assert (tokens, got[-1].finish) == (whole, wanted[-1].finish)
+    if wanted[-1].scores is not None:
+        assert got[-1].scores == pytest.approx(wanted[-1].scores, abs=1e-4)
+    for one, other in zip(got, wanted, strict=True):
+        if other.view is not None:
+            assert one.view is not None
+            assert one.view.logprob == pytest.approx(other.view.logprob, abs=1e-3)
+
+
+TestPromises = Promises.TestCase
+TestPromises.settings = settings(
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
