@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from app.backbone import Backbone, LoadedPrompt, Row, encode_row
-from app.engine import Engine, EngineConfig, Event, Request, RowRequest, Sampling
+from app.engine import Engine, EngineConfig, EngineService, Event, Request, RowRequest, Sampling
 
 
 class Clock:
@@ -53,3 +55,21 @@ def ends(events: dict[str, list[Event]]) -> dict[str, str]:
     for of in events.values():
         assert [event.finish is not None for event in of] == [False] * (len(of) - 1) + [True]
     return {name: str(of[-1].finish) for name, of in events.items()}
+
+
+@asynccontextmanager
+async def serving(llama: Backbone, **options: Any) -> AsyncIterator[EngineService]:
+    service = EngineService(llama, EngineConfig(**{"max_rows": 8, "max_context": 160, "threads": 1, **options}))
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.stop(0)
+
+
+async def until_running(service: EngineService, rows: int) -> None:
+    for _ in range(10_000):
+        if service.stats().running == rows:
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError(f"{rows} rows never ran at once")

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,28 +19,11 @@ from app.errors import (
     VersionUnavailable,
 )
 from prompt_store.models import Decoding, Golden
+from tests.engines import serving, until_running
 from tests.prompts import TEMPLATES, TEXTS, WORDS, make_prompt
 
 pytestmark = pytest.mark.anyio
 LONG = Decoding(max_tokens=100)
-
-
-@asynccontextmanager
-async def serving(llama: Backbone, **options: Any) -> AsyncIterator[EngineService]:
-    service = EngineService(llama, EngineConfig(**{"max_rows": 8, "max_context": 160, "threads": 1, **options}))
-    await service.start()
-    try:
-        yield service
-    finally:
-        await service.stop(0)
-
-
-async def until_running(service: EngineService, rows: int) -> None:
-    for _ in range(10_000):
-        if service.stats().running == rows:
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError(f"{rows} rows never ran at once")
 
 
 async def test_answers_asked_at_once_equal_answers_asked_alone(llama: Backbone) -> None:
