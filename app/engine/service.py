@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from app.backbone import Backbone, Decoding, LoadedPrompt, Row
 from app.engine.admission import Admission
 from app.engine.answers import Answer, Ask, Coupled, StreamEvent
+from app.engine.board import FlightBoard
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.engine.flights import Flight, Writing, read_label
@@ -33,8 +34,6 @@ from app.errors import CapabilityMissing, ChorusError, Draining, EngineFailure
 log = logging.getLogger(__name__)
 
 Outcome = Flight | ChorusError
-# Endings of rows that may have ended in the queue: no measure of how fast work gets done.
-_UNWORKED = ("timeout", "cancelled", "drain", "error")
 
 
 class EngineService:
@@ -49,14 +48,11 @@ class EngineService:
         self._engine = Engine(backbone, config)
         self._thread = EngineThread(self._engine, self._deliver, threads=config.threads)
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="chorus-tokenize")
-        self._flights: dict[str, list[Flight]] = {}
         self._ids = itertools.count()
         self._admitted: set[str] = set()
         self._admission = Admission(config)
-        self._between = self._engine.stats().inter_token_seconds
+        self._board = FlightBoard(self._admission, self._engine.stats().inter_token_seconds)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._quiet = asyncio.Event()
-        self._quiet.set()
         self.draining = False
 
     async def start(self) -> None:
@@ -66,10 +62,9 @@ class EngineService:
     async def stop(self, drain_s: float) -> None:
         """Refuse newcomers, let running requests finish for `drain_s` seconds, end the rest with `drain`."""
         self.draining = True
-        if not await self._quiet_within(drain_s):
-            for request_id in list(self._flights):
-                self._send(_cancel(request_id, "drain"))
-            await self._quiet_within(5)
+        if not await self._board.quiet_within(drain_s):
+            self._send(*(_cancel(request_id, "drain") for request_id in self._board.request_ids))
+            await self._board.quiet_within(5)
         await asyncio.to_thread(self._thread.stop)
         self._pool.shutdown(wait=False)
 
@@ -244,29 +239,18 @@ class EngineService:
     @asynccontextmanager
     async def _in_flight(self, flights: Sequence[Flight]) -> AsyncIterator[None]:
         """Submit the flights' requests, all before the engine's next step."""
-        self._admission.queue(sum(flight.cost for flight in flights))
+        self._board.add(flights)
         requests = {flight.request.id: flight.request for flight in flights}
         vectors = {
             flight.prompt.digest: flight.prompt.vectors
             for flight in flights
             if flight.prompt is not None and flight.prompt.vectors is not None
         }
-        for flight in flights:
-            self._flights.setdefault(flight.request.id, []).append(flight)
-        self._quiet.clear()
         self._send(*(self._submission(request, vectors) for request in requests.values()))
         try:
             yield
         finally:
-            for flight in flights:
-                if not flight.begun:
-                    self._admission.begin(flight.cost)
-            open_ids = {flight.request.id for flight in flights if not flight.ended}
-            self._send(*(_cancel(request_id, "cancelled") for request_id in open_ids))
-            for request_id in requests:
-                del self._flights[request_id]
-            if not self._flights:
-                self._quiet.set()
+            self._send(*(_cancel(request_id, "cancelled") for request_id in self._board.remove(flights)))
 
     def _submission(self, request: Request, vectors: Mapping[str, Tensor]) -> Command:
         def submit(engine: Engine) -> None:
@@ -298,39 +282,13 @@ class EngineService:
         if commands:
             self._thread.send(*commands)
 
-    async def _quiet_within(self, seconds: float) -> bool:
-        """Whether nothing is in flight any more, after waiting for at most `seconds`."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._quiet.wait(), seconds)
-        return self._quiet.is_set()
-
     # the way out
 
     def _deliver(self, events: list[Event]) -> None:
         """Called on the engine's thread: one hop to the event loop for all events of a step."""
         assert self._loop is not None
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._hand_out, events)
-
-    def _hand_out(self, events: list[Event]) -> None:
-        now = time.monotonic()
-        for event in events:
-            flights = self._flights.get(event.request_id)
-            if flights is None:
-                continue
-            flight = flights[event.row]
-            if event.token is not None:
-                if flight.token_at is not None:
-                    self._between.add(now - flight.token_at)
-                flight.token_at = now
-            if not flight.begun:
-                flight.begun = True
-                self._admission.begin(flight.cost)
-            if event.finish is not None:
-                flight.ended = True
-                if event.finish not in _UNWORKED or flight.token_at is not None:
-                    self._admission.finish(flight.cost)
-            flight.events.put_nowait(event)
+            self._loop.call_soon_threadsafe(self._board.hand_out, events)
 
     async def _read(self, outcome: Outcome, decoding: Decoding) -> Answer:
         flight = _flight(outcome)

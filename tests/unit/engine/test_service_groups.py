@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from app.backbone import Backbone, LoadedPrompt
-from app.engine import Answer, Ask
+from app.engine import Answer, Ask, Sampling
 from app.errors import (
     CapabilityMissing,
     ChorusError,
