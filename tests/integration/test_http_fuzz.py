@@ -10,14 +10,25 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.api.schemas.aliases import AliasBody, EnsembleBody, ShareBody
 from app.api.schemas.completions import CompletionBody
 from app.api.schemas.generate import GenerateBody, MixedBody, Request
-from app.api.schemas.tasks import AliasBody, DecodingBody, TaskBody
+from app.api.schemas.tasks import DecodingBody, TaskBody
 from app.training.requests import Hyperparameters, PromptTuning, Publish, TrainingData, TrainRequest, ValidationData
 from tests.fakes import make_world
 from tests.live import HANG_S, serving
 
-BODIES = (GenerateBody, MixedBody, Request, CompletionBody, TaskBody, DecodingBody, AliasBody)
+BODIES = (
+    GenerateBody,
+    MixedBody,
+    Request,
+    CompletionBody,
+    TaskBody,
+    DecodingBody,
+    AliasBody,
+    ShareBody,
+    EnsembleBody,
+)
 TRAINING = (TrainRequest, TrainingData, ValidationData, PromptTuning, Hyperparameters, Publish)
 NAMES = sorted({name for model in BODIES + TRAINING for name in model.model_fields} | {"text", "label", "type"})
 TEXT = st.sampled_from(
@@ -76,7 +87,7 @@ def test_one_wrong_value_in_an_honest_body_is_answered(client: httpx.Client, met
         "/v1/generate": {"tasks": ["echo"], "input": "x", "temperature": 0.5},
         "/v1/completions": {"model": "echo", "prompt": "x", "max_tokens": 3, "stop": "a", "logit_bias": None},
         "/v1/tasks/fuzzed": {"fields": ["text"], "labels": ["a", "b"], "decoding": {"max_tokens": 3}},
-        "/v1/tasks/echo/aliases/fuzzed": {"version": 1},
+        "/v1/tasks/echo/aliases/fuzzed": {"version": 1, "split": None, "ensemble": None},
         "/v1/train": {
             "task": "fuzzed-too",
             "training_data": {"inline": [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(12)]},
