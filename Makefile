@@ -5,7 +5,7 @@ TESTS ?= tests
 RUN := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check fix docs test-slow chaos test-gpu bench starters env clean
+.PHONY: help setup serve test check fix docs test-slow chaos test-gpu bench bench-peers starters env clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,9 +43,14 @@ chaos: setup ## kill processes at every step and count what is lost
 test-gpu: setup ## what only a GPU shows
 	$(RUN) -m gpu $(TESTS)
 
-bench: setup ## measure: training under load, and with DATA=folder also mixed tasks
+bench: setup ## measure: the engine beside its peers (ARGS for a part), training under load, with DATA=folder mixed tasks
+	@[ -d .peers/vllm ] || echo 'vLLM is not installed, so it will not be measured: make bench-peers'
+	$(PY) -m benchmarks.engine $(ARGS)
 	$(PY) -m benchmarks.train_under_load
 	@if [ -n "$(DATA)" ]; then $(PY) -m benchmarks.mixed_tasks --data "$(DATA)"; fi
+
+bench-peers: ## install vLLM for CPUs beside us, in .peers/vllm, for make bench to measure
+	@benchmarks/engine/setup_vllm.sh
 
 starters: setup ## train the starter prompts anew from DATA=folder
 	@test -n "$(DATA)" || { echo 'say where the data sets are: make starters DATA=folder' >&2; exit 2; }

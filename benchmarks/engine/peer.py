@@ -1,0 +1,87 @@
+"""What all peers have in common: their model's folder, the workload, and a clock around answering it.
+
+A peer derives from `BasePeer` and says how to load, to warm up, to lay out inputs and to answer them. Inputs are laid
+out before the clock starts: what is compared is engines, not clients.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from benchmarks.engine.models import SHAPES
+from benchmarks.engine.workload import Ask, Task, Workload, every_task, fingerprint, label_ids, make_asks, make_tasks
+
+
+class BasePeer:
+    """One loaded peer. `options`: `model` (a name of models.SHAPES), `folder` of its files, `threads`."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        self.shape = SHAPES[options["model"]]
+        self.folder = Path(options["folder"])
+        self._slots: dict[str, tuple[Workload, list[Task]]] = {}
+        torch.set_num_threads(options["threads"])
+
+    def prepare(self, work: dict[str, Any], slot: str = "") -> dict[str, Any]:
+        """Take a workload up, under a name; whatever stays warm in use is warm when this returns."""
+        workload = Workload.from_json(work)
+        tasks = make_tasks(workload, hidden=self.shape.hidden, vocabulary=self.shape.vocabulary)
+        self._slots[slot] = workload, tasks
+        self._use(slot)
+        self.warm_up()
+        return {}
+
+    def measure(self, turn: int, count: int, how: str = "", slot: str = "") -> dict[str, Any]:
+        """Answer `count` requests of a round, all there at once, or with `how` = `each` one after another. Seconds
+        from the first to the last of them."""
+        self._use(slot)
+        asks = self.asks(turn, count)
+        parts = [self.inputs([ask], how) for ask in asks] if how == "each" else [self.inputs(asks, how)]
+        began = time.perf_counter()
+        answers = [answer for part in parts for answer in self.answer(part, how)]
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "answers": answers, "work": fingerprint(self.tasks, asks)}
+
+    def _use(self, slot: str) -> None:
+        self.work, self.tasks = self._slots[slot]
+        self.labels = label_ids(self.work, self.shape.vocabulary)
+
+    def asks(self, turn: int, count: int) -> list[Ask]:
+        return make_asks(self.work, self.tasks, vocabulary=self.shape.vocabulary, turn=turn, count=count)
+
+    @property
+    def new_tokens(self) -> int:
+        return self.work.new_tokens if self.work.kind == "generate" else 1
+
+    # what a peer says of itself
+
+    def warm_up(self) -> None:
+        """Answer every task's requests twice, in rounds that nobody measures: first few, then a full batch."""
+        many = 64 if self.work.text[1] < 256 else 8
+        for turn, at_least in enumerate((1, many)):
+            self.answer(self.inputs(self.every_task(turn, at_least), ""), "")
+
+    def every_task(self, turn: int, at_least: int) -> list[Ask]:
+        return every_task(self.work, self.tasks, vocabulary=self.shape.vocabulary, turn=turn, at_least=at_least)
+
+    def inputs(self, asks: Sequence[Ask], how: str) -> Any:
+        return asks
+
+    def answer(self, inputs: Any, how: str) -> list[Any]:
+        """One answer for each request, in order: the tokens, or the index of the best label; a list of these where
+        several tasks answer one text."""
+        raise NotImplementedError
+
+
+def word_embeddings(folder: Path) -> Tensor:
+    """[V, H] of a saved model, read from its file."""
+    with safe_open(folder / "model.safetensors", framework="pt") as tensors:
+        weight: Tensor = tensors.get_tensor("model.embed_tokens.weight")
+    return weight
