@@ -33,6 +33,7 @@ from app.errors import CapabilityMissing, ChorusError, Draining, EngineFailure
 
 log = logging.getLogger(__name__)
 
+_MAX_ADMITTED = 65_536
 Outcome = Flight | ChorusError
 
 
@@ -49,7 +50,7 @@ class EngineService:
         self._thread = EngineThread(self._engine, self._deliver, threads=config.threads)
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="chorus-tokenize")
         self._ids = itertools.count()
-        self._admitted: set[str] = set()
+        self._admitted: dict[str, None] = {}  # digests whose golden outputs hold here, the oldest first
         self._admission = Admission(config)
         self._board = FlightBoard(self._admission, self._engine.stats().inter_token_seconds)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -77,7 +78,9 @@ class EngineService:
         if prompt.digest in self._admitted:
             return
         await check_golden(prompt, self._golden_answer, dtype=self.backbone.dtype)
-        self._admitted.add(prompt.digest)
+        self._admitted[prompt.digest] = None
+        if len(self._admitted) > _MAX_ADMITTED:  # a forgotten one is replayed once more if it is loaded again
+            del self._admitted[next(iter(self._admitted))]
 
     async def answer(
         self,
