@@ -14,7 +14,7 @@ import torch
 from fastapi import FastAPI
 
 from app.api.body import EdgeLimits
-from app.backbone import LoadedPrompt
+from app.backbone import LoadedPrompt, Verbalizer, parse_template
 from app.engine import Answer, Ask, Coupled, EngineStats, StreamEvent, Usage
 from app.engine.answers import label_answer
 from app.errors import (
@@ -33,6 +33,21 @@ from prompt_store import BackboneRef, BlobStore, Decoding, MemoryMetadata, Promp
 
 _numbers = itertools.count()
 SECRET = "/srv/secret/model.bin"  # what an error's own text may hold and a caller may never see
+
+
+def fake_prompt(version: int, *, verbalizer: Verbalizer | None = None) -> LoadedPrompt:
+    """A hand-written prompt of the task `mood`; each version has a digest of its own."""
+    return LoadedPrompt(
+        task="mood",
+        version=version,
+        digest=f"{version:064x}",
+        template=parse_template("{text}"),
+        bos="none",
+        vectors=None,
+        verbalizer=verbalizer,
+        decoding=Decoding(),
+        golden=(),
+    )
 
 
 @dataclass

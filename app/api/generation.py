@@ -12,8 +12,17 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from itertools import islice
 
-from app.api.asking import ask_in_parts, asks_of, timeout_of
-from app.api.outputs import answered, count_row, coupled_bodies, failed, failures_counted, member_body, partial
+from app.api.asking import Places, ask_in_parts, asks_of, deadline_of, time_left, timeout_of
+from app.api.outputs import (
+    answered,
+    count_first,
+    count_row,
+    coupled_bodies,
+    failed,
+    failures_counted,
+    member_body,
+    partial,
+)
 from app.api.pinning import Pinned, pin, pin_or_error
 from app.api.schemas.generate import Input, Options, Output, Request
 from app.api.services import Services
@@ -27,57 +36,80 @@ async def answer_rows(services: Services, rows: Sequence[Request]) -> list[Outpu
     check_count(services, len(rows))
     pins = await pin(services.registry, (row.task for row in rows))
     pinned = [pin_or_error(services.draws, pins[row.task], row.input, row) for row in rows]
-    return await asyncio.gather(
-        *(answer_or_error(services, row.task, one) for row, one in zip(rows, pinned, strict=True))
-    )
+    return await answer_each(services, [row.task for row in rows], pinned)
+
+
+async def answer_each(
+    services: Services, refs: Sequence[str], rows: Sequence[Pinned | Exception], places: Places | None = None
+) -> list[Output]:
+    """Each row's answer or its failure, in order. `places` are the request's; None makes them."""
+    places = places or Places(services.settings)
+
+    async def answer(ref: str, row: Pinned | Exception) -> Output:
+        if isinstance(row, Exception):
+            return failed(ref, row, row)
+        try:
+            async with places.hold(len(row.members)):
+                return await answer_one(services, row)
+        except Exception as error:
+            return failed(ref, row, error)
+
+    return await asyncio.gather(*map(answer, refs, rows))
+
+
+async def answer_all(services: Services, rows: Sequence[Pinned]) -> list[Output]:
+    """All rows' answers, in order, or the failure of one, which ends the others."""
+    places = Places(services.settings)
+
+    async def answer(row: Pinned) -> Output:
+        async with places.hold(len(row.members)):
+            return await answer_one(services, row)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(answer(row)) for row in rows]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 async def answer_fan_out(services: Services, refs: Sequence[str], given: Input, options: Options) -> list[Output]:
     """One input for many references as one group, in the order asked. Cancelling this cancels every row."""
     check_count(services, len(refs))
-    timeout_s = timeout_of(services.settings, options)
+    deadline = time.monotonic() + timeout_of(services.settings, options)
     pins = await pin(services.registry, refs)
     rows = [pin_or_error(services.draws, pins[ref], given, options) for ref in refs]
     group = {place: row for place, row in enumerate(rows) if isinstance(row, Pinned) and not row.is_coupled}
     others = [place for place in range(len(rows)) if place not in group]
+    places = Places(services.settings)
     together, alone = await asyncio.gather(
-        _answer_together(services, list(group.values()), timeout_s),
-        asyncio.gather(*(answer_or_error(services, refs[place], rows[place]) for place in others)),
+        _answer_together(services, list(group.values()), places, deadline),
+        answer_each(services, [refs[place] for place in others], [rows[place] for place in others], places),
     )
     outputs = dict(zip([*group, *others], [*together, *alone], strict=True))
     return [outputs[place] for place in range(len(rows))]
 
 
-async def answer_or_error(services: Services, ref: str, row: Pinned | Exception) -> Output:
-    """One row of several: its failure is part of the answer."""
-    try:
-        if isinstance(row, Exception):
-            raise row
-        return await answer_one(services, row)
-    except Exception as error:
-        return failed(ref, row, error)
-
-
 async def answer_one(services: Services, row: Pinned) -> Output:
     """One row; raises what went wrong."""
-    began = time.monotonic()
     with failures_counted(services.metrics):
-        timeout_s = timeout_of(services.settings, row.options)
+        deadline = deadline_of(services.settings, row)
         asks = asks_of(row)
+        timeout_s = time_left(deadline)
         if row.is_coupled:
             coupled = await services.engine.answer_coupled(asks, timeout_s=timeout_s)
             members = coupled_bodies(row, coupled.members)
             output = answered(row, coupled.answer, agreement=coupled.agreement, members=members)
         elif len(asks) > 1:
             answers = await services.engine.answer_together(asks, timeout_s=timeout_s)
-            output = await _settle(services, row, answers, began + timeout_s)
+            output = await _settle(services, row, answers, deadline)
         else:
             (ask,) = asks
             answer = await services.engine.answer(
                 ask.prompt, ask.input, decoding=ask.decoding, seed=ask.seed, timeout_s=timeout_s
             )
-            output = await _settle(services, row, [answer], began + timeout_s)
-    count_row(services.metrics, output, time.monotonic() - began)
+            output = await _settle(services, row, [answer], deadline)
+    count_row(services.metrics, row, output)
     return output
 
 
@@ -89,10 +121,10 @@ async def stream_one(services: Services, row: Pinned) -> AsyncGenerator[Output, 
     if row.has_labels or row.mode == "vote":
         yield await answer_one(services, row)
         return
-    began, first = time.monotonic(), True
+    first = True
     with failures_counted(services.metrics):
-        timeout_s = timeout_of(services.settings, row.options)
         asks = asks_of(row)
+        timeout_s = time_left(deadline_of(services.settings, row))
         if row.is_coupled:
             events = services.engine.stream_coupled(asks, timeout_s=timeout_s)
         else:
@@ -103,11 +135,11 @@ async def stream_one(services: Services, row: Pinned) -> AsyncGenerator[Output, 
         async with aclosing(events):
             async for event in events:
                 if first:
-                    services.metrics.first_token_seconds.labels(row.first.task).observe(time.monotonic() - began)
+                    count_first(services.metrics, row)
                     first = False
                 output = partial(row, event)
                 if output.finish_reason:
-                    count_row(services.metrics, output, time.monotonic() - began)
+                    count_row(services.metrics, row, output)
                 yield output
 
 
@@ -116,21 +148,21 @@ def check_count(services: Services, rows: int) -> None:
         raise InvalidRequest(f"{rows} rows in one request; at most {services.settings.max_inputs}", param="inputs")
 
 
-async def _answer_together(services: Services, rows: Sequence[Pinned], timeout_s: float) -> list[Output]:
+async def _answer_together(services: Services, rows: Sequence[Pinned], places: Places, deadline: float) -> list[Output]:
     """Rows over one input, each with its failure."""
-    began = time.monotonic()
     asked = [_asks_or_error(row) for row in rows]
     every = [ask for asks in asked if not isinstance(asks, Exception) for ask in asks]
-    found = iter(await ask_in_parts(services.engine, every, size=services.settings.max_rows, timeout_s=timeout_s))
+    size = services.settings.max_rows
+    found = iter(await ask_in_parts(services.engine, every, places, size=size, deadline=deadline))
     replies = [[asks] if isinstance(asks, Exception) else list(islice(found, len(asks))) for asks in asked]
 
     async def settle(row: Pinned, answers: Sequence[Answer | Exception]) -> Output:
         try:
             with failures_counted(services.metrics):
-                output = await _settle(services, row, answers, began + timeout_s)
+                output = await _settle(services, row, answers, deadline)
         except Exception as error:
             return failed(row.first.task, row, error)
-        count_row(services.metrics, output, time.monotonic() - began)
+        count_row(services.metrics, row, output)
         return output
 
     return await asyncio.gather(*(settle(row, of) for row, of in zip(rows, replies, strict=True)))

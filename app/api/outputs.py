@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -110,11 +111,16 @@ def total_usage(outputs: Sequence[Output]) -> UsageBody:
     return sum((output.usage for output in outputs if output.usage is not None), start=UsageBody())
 
 
-def count_row(metrics: Metrics, output: Output, seconds: float) -> None:
+def count_first(metrics: Metrics, row: Pinned) -> None:
+    """The first event of a stream."""
+    metrics.first_token_seconds.labels(row.first.task).observe(time.monotonic() - row.arrived)
+
+
+def count_row(metrics: Metrics, row: Pinned, output: Output) -> None:
     """One answered row, with its usage."""
     assert output.usage is not None
     metrics.rows.labels(output.task, output.finish_reason).inc()
-    metrics.row_seconds.labels(output.task).observe(seconds)
+    metrics.row_seconds.labels(output.task).observe(time.monotonic() - row.arrived)
     metrics.prompt_tokens.labels(output.task).inc(output.usage.prompt_tokens)
     metrics.virtual_tokens.labels(output.task).inc(output.usage.virtual_tokens)
     metrics.generation_tokens.labels(output.task).inc(output.usage.completion_tokens)

@@ -13,9 +13,10 @@ import hashlib
 import itertools
 import json
 import os
+import time
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from app.api.schemas.generate import Input, Options
@@ -49,13 +50,15 @@ class Draws:
 
 @dataclass(frozen=True)
 class Pinned:
-    """One row and the versions that answer it: one, or an ensemble's by `vote` or `mean`."""
+    """One row and the versions that answer it: one, or an ensemble's by `vote` or `mean`. Its deadline and its latency
+    count from `arrived`, on the monotonic clock."""
 
     task: Task
     mode: Literal["one", "vote", "mean"]
     members: tuple[LoadedPrompt, ...]
     given: Input
     options: Options
+    arrived: float = field(default_factory=time.monotonic)
 
     @property
     def first(self) -> LoadedPrompt:

@@ -22,7 +22,9 @@ MEMBERS = ("<prompt:9>Review: {text}\nSentiment:", "{text}<prompt:6>", "<prompt:
 def world(tmp_path_factory: pytest.TempPathFactory, redis_server_url: str) -> RealWorld:
     """`mood` and `tale` have three different versions, `same` and `twin` three equal ones."""
     folder = tmp_path_factory.mktemp("real")
-    world = make_real_world(folder, redis_server_url, build_backbone("llama"), max_rows=8, max_context=160)
+    world = make_real_world(
+        folder, redis_server_url, build_backbone("llama"), max_rows=8, max_context=160, max_queued_rows=16
+    )
     for seed, template in enumerate(MEMBERS):
         world.publish("mood", template, words=WORDS, seed=seed)
         world.publish("tale", template, seed=seed)
@@ -114,6 +116,15 @@ def test_calibrated_scores_are_those_divided_by_the_mean_over_no_content(client:
         output = ask(client, ref, text, scores=True, calibrate=True)
         assert output["scores"] == pytest.approx(wanted, abs=TOLERANCE)
         assert output["label"] == max(wanted, key=wanted.__getitem__)
+
+
+def test_request_whose_members_exceed_the_queue_is_answered_whole(client: httpx.Client) -> None:
+    inputs = [f"{TEXTS[n % len(TEXTS)]} {n}" for n in range(40)]  # 120 rows, where 8 run and 16 wait
+    outputs = client.post("/v1/tasks/mood:vote/generate", json={"inputs": inputs}).json()["outputs"]
+    assert [output["error"] for output in outputs] == [None] * 40
+    fan_out = {"tasks": ["mood:mean"] * 20, "input": TEXTS[0]}
+    outputs = client.post("/v1/generate", json=fan_out).json()["outputs"]
+    assert {output["label"] for output in outputs} == {ask(client, "mood:mean", TEXTS[0])["label"]}
 
 
 def test_fan_out_to_ensembles_answers_as_each_alone(client: httpx.Client) -> None:

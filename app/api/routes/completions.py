@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request, Response
 
 from app.api.errors import detail_of
-from app.api.generation import answer_one, check_count, stream_one
+from app.api.generation import answer_all, check_count, stream_one
 from app.api.outputs import total_usage
 from app.api.pinning import Pinned, pin_row
 from app.api.relay import Relay
@@ -84,12 +83,7 @@ def _check_text_task(prompt: LoadedPrompt) -> None:
 
 async def _complete(services: Services, rows: list[Pinned], body: CompletionBody) -> Completion:
     """All prompts or none: this wire form has no place for the failure of one."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(answer_one(services, row)) for row in rows]
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    outputs = [task.result() for task in tasks]
+    outputs = await answer_all(services, rows)
     choices = [
         Choice(index=index, text=one.text or "", finish_reason=_reason(one)) for index, one in enumerate(outputs)
     ]

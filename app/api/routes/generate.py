@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 
 from app.api.errors import detail_of
-from app.api.generation import answer_fan_out, answer_one, answer_or_error, answer_rows, check_count, stream_one
+from app.api.generation import answer_each, answer_fan_out, answer_one, answer_rows, check_count, stream_one
 from app.api.outputs import finish_reason_of, total_usage
 from app.api.pinning import pin_or_error, pin_row
 from app.api.relay import Relay
@@ -65,7 +64,7 @@ async def _answer(services: Services, ref: str, body: GenerateBody) -> list[Outp
     inputs = body.inputs or []
     check_count(services, len(inputs))
     rows = [pin_or_error(services.draws, resolved, given, body) for given in inputs]
-    return await asyncio.gather(*(answer_or_error(services, ref, row) for row in rows))
+    return await answer_each(services, [ref] * len(rows), rows)
 
 
 async def _stream(services: Services, ref: str, body: GenerateBody) -> EventStream:

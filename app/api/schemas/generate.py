@@ -38,7 +38,9 @@ class Options(Ask):
         description="Label tasks: divide the probabilities by those of inputs without content, then answer.",
     )
     members: bool = Field(default=False, description="Ensembles: return each member's own answer.")
-    timeout_s: float | None = Field(default=None, gt=0, description="Deadline of each row, in seconds.")
+    timeout_s: float | None = Field(
+        default=None, gt=0, description="Deadline of each row, in seconds from the request."
+    )
 
     @property
     def stops(self) -> tuple[str, ...] | None:

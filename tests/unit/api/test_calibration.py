@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import pytest
 
 from app.api.calibration import Calibrator
-from app.backbone import Decoding, LoadedPrompt, Verbalizer, parse_template
+from app.backbone import Verbalizer
 from app.engine import Answer, Ask, Usage
 from app.engine.answers import label_answer
 from app.errors import ChorusError, DeadlineExceeded, InvalidRequest, Overloaded
+from tests.fakes import fake_prompt
 
 pytestmark = pytest.mark.anyio
 LABELS = Verbalizer(("a", "b"), ((" a",), (" b",)), (((1,),), ((2,),)), terminated=False)
@@ -38,20 +39,6 @@ def label(first: float, second: float) -> Answer:
     return label_answer(LABELS.labels, [math.log(first) - 5, math.log(second) - 5], USAGE)
 
 
-def prompt(version: int = 1) -> LoadedPrompt:
-    return LoadedPrompt(
-        task="mood",
-        version=version,
-        digest=f"{version:064x}",
-        template=parse_template("{text}"),
-        bos="none",
-        vectors=None,
-        verbalizer=LABELS,
-        decoding=Decoding(),
-        golden=(),
-    )
-
-
 @pytest.fixture
 async def engine() -> Engine:
     engine = Engine()
@@ -64,7 +51,7 @@ def calibrator(engine: Engine, capacity: int = 8) -> Calibrator:
 
 
 async def test_apply_divides_by_the_mean_of_the_content_free_probabilities(engine: Engine) -> None:
-    answer = await calibrator(engine).apply(prompt(), label(0.5, 0.5), timeout_s=5)
+    answer = await calibrator(engine).apply(fake_prompt(1, verbalizer=LABELS), label(0.5, 0.5), timeout_s=5)
     # 0.5 / 0.6 against 0.5 / 0.4: shares 0.4 and 0.6
     assert answer.scores == pytest.approx({"a": 0.4, "b": 0.6})
     assert (answer.label, answer.text, answer.finish_reason, answer.usage) == ("b", "b", "label", USAGE)
@@ -73,12 +60,15 @@ async def test_apply_divides_by_the_mean_of_the_content_free_probabilities(engin
 async def test_many_at_once_wait_for_one_computation_and_later_ones_for_none(engine: Engine) -> None:
     engine.gate.clear()
     shared = calibrator(engine)
-    waiting = [asyncio.create_task(shared.apply(prompt(), label(0.5, 0.5), timeout_s=5)) for _ in range(9)]
+    waiting = [
+        asyncio.create_task(shared.apply(fake_prompt(1, verbalizer=LABELS), label(0.5, 0.5), timeout_s=5))
+        for _ in range(9)
+    ]
     await asyncio.sleep(0)
     waiting.pop().cancel()  # the one that leaves takes nothing with it
     engine.gate.set()
     answers = await asyncio.gather(*waiting)
-    answers.append(await shared.apply(prompt(), label(0.5, 0.5), timeout_s=5))
+    answers.append(await shared.apply(fake_prompt(1, verbalizer=LABELS), label(0.5, 0.5), timeout_s=5))
     assert {answer.label for answer in answers} == {"b"}
     assert len(engine.asked) == 1
 
@@ -86,8 +76,8 @@ async def test_many_at_once_wait_for_one_computation_and_later_ones_for_none(eng
 async def test_first_that_leaves_does_not_end_the_computation_for_the_others(engine: Engine) -> None:
     engine.gate.clear()
     shared = calibrator(engine)
-    first = asyncio.create_task(shared.apply(prompt(), label(0.5, 0.5), timeout_s=5))
-    second = asyncio.create_task(shared.apply(prompt(), label(0.5, 0.5), timeout_s=5))
+    first = asyncio.create_task(shared.apply(fake_prompt(1, verbalizer=LABELS), label(0.5, 0.5), timeout_s=5))
+    second = asyncio.create_task(shared.apply(fake_prompt(1, verbalizer=LABELS), label(0.5, 0.5), timeout_s=5))
     await asyncio.sleep(0)
     first.cancel()
     await asyncio.wait({first})
@@ -100,9 +90,9 @@ async def test_deadline_that_passes_meanwhile_is_the_waiters_own(engine: Engine)
     engine.gate.clear()
     shared = calibrator(engine)
     with pytest.raises(DeadlineExceeded):
-        await shared.apply(prompt(), label(0.5, 0.5), timeout_s=0.01)
+        await shared.apply(fake_prompt(1, verbalizer=LABELS), label(0.5, 0.5), timeout_s=0.01)
     engine.gate.set()
-    assert (await shared.apply(prompt(), label(0.5, 0.5), timeout_s=5)).label == "b"
+    assert (await shared.apply(fake_prompt(1, verbalizer=LABELS), label(0.5, 0.5), timeout_s=5)).label == "b"
     assert len(engine.asked) == 1
 
 
@@ -110,19 +100,19 @@ async def test_failure_reaches_who_waits_and_is_not_kept(engine: Engine) -> None
     engine.refuse[""] = Overloaded("full")
     shared = calibrator(engine)
     with pytest.raises(Overloaded):
-        await shared.apply(prompt(), label(0.5, 0.5), timeout_s=5)
+        await shared.apply(fake_prompt(1, verbalizer=LABELS), label(0.5, 0.5), timeout_s=5)
     engine.refuse.clear()
-    assert (await shared.apply(prompt(), label(0.5, 0.5), timeout_s=5)).label == "b"
+    assert (await shared.apply(fake_prompt(1, verbalizer=LABELS), label(0.5, 0.5), timeout_s=5)).label == "b"
 
 
 async def test_input_that_comes_out_empty_is_left_out_of_the_mean(engine: Engine) -> None:
     engine.refuse[""] = InvalidRequest("an empty row")
-    answer = await calibrator(engine).apply(prompt(), label(0.6, 0.4), timeout_s=5)
+    answer = await calibrator(engine).apply(fake_prompt(1, verbalizer=LABELS), label(0.6, 0.4), timeout_s=5)
     assert answer.scores == pytest.approx({"a": 0.5, "b": 0.5})  # the mean of 0.9 and 0.3 is 0.6
 
 
 async def test_least_recently_used_version_is_forgotten_first(engine: Engine) -> None:
     small = calibrator(engine, capacity=2)
     for version in (1, 2, 1, 3, 1, 2):
-        await small.apply(prompt(version), label(0.5, 0.5), timeout_s=5)
+        await small.apply(fake_prompt(version, verbalizer=LABELS), label(0.5, 0.5), timeout_s=5)
     assert [int(digest, 16) for digest in engine.asked] == [1, 2, 3, 2]

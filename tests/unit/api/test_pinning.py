@@ -9,31 +9,18 @@ import pytest
 
 from app.api.pinning import Draws, pin_or_error, pin_row
 from app.api.schemas.generate import Options
-from app.backbone import Decoding, LoadedPrompt, Verbalizer, parse_template
+from app.backbone import Verbalizer
 from app.errors import InvalidRequest
 from app.registry import Mode, Resolved
 from prompt_store import Task, TaskSpec
+from tests.fakes import fake_prompt
 
 LABELS = Verbalizer(("a", "b"), ((" a",), (" b",)), (((1,),), ((2,),)), terminated=False)
 
 
-def prompt(version: int, *, verbalizer: Verbalizer | None = None) -> LoadedPrompt:
-    return LoadedPrompt(
-        task="mood",
-        version=version,
-        digest=f"{version:064x}",
-        template=parse_template("{text}"),
-        bos="none",
-        vectors=None,
-        verbalizer=verbalizer,
-        decoding=Decoding(),
-        golden=(),
-    )
-
-
 def resolved(*weights: float, mode: Mode = "split", task: str = "mood") -> Resolved:
     known = Task(name=task, id="t1", spec=TaskSpec(fields=("text",)), created_at=0, updated_at=0)
-    members = tuple(prompt(number) for number in range(1, len(weights) + 1))
+    members = tuple(fake_prompt(number) for number in range(1, len(weights) + 1))
     return Resolved(f"{task}:prod", known, mode, members, weights)
 
 
@@ -98,7 +85,7 @@ def test_calibrate_of_free_text_is_refused_and_of_labels_is_not() -> None:
     error = pin_or_error(Draws(), target, "x", Options(calibrate=True))
     assert isinstance(error, InvalidRequest)
     assert error.param == "calibrate"
-    labelled = Resolved(target.ref, target.task, "version", (prompt(1, verbalizer=LABELS),), (1.0,))
+    labelled = Resolved(target.ref, target.task, "version", (fake_prompt(1, verbalizer=LABELS),), (1.0,))
     assert pin_row(Draws(), labelled, "x", Options(calibrate=True)).has_labels
 
 
