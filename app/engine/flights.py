@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,6 +15,33 @@ from app.engine.types import Event, FinishReason, Request, RowRequest
 from app.errors import DeadlineExceeded, Draining, EngineFailure, RequestCancelled
 
 
+class Inbox:
+    """A row's events in order, for one reader. A `patient` reader is woken by the last of them alone: waking the event
+    loop for every token of every row costs as much as a good part of a decode step."""
+
+    __slots__ = ("_events", "_waiter", "patient")
+
+    def __init__(self) -> None:
+        self.patient = False
+        self._events: deque[Event] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put_nowait(self, event: Event) -> None:
+        self._events.append(event)
+        if self._waiter is not None and not self._waiter.done() and self._ripe:
+            self._waiter.set_result(None)
+
+    async def get(self) -> Event:
+        while not self._ripe:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._events.popleft()
+
+    @property
+    def _ripe(self) -> bool:
+        return bool(self._events) and (not self.patient or self._events[-1].finish is not None)
+
+
 @dataclass
 class Flight:
     """One row of a request. `cost`: its tokens as the queue's bound counts them; `begun`: it has left the queue;
@@ -23,7 +51,7 @@ class Flight:
     index: int
     prompt: LoadedPrompt | None
     cost: int = 0
-    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    events: Inbox = field(default_factory=Inbox)
     begun: bool = False
     ended: bool = False
     token_at: float | None = None
@@ -93,7 +121,9 @@ class Writing:
                 return
 
     async def answer(self) -> Answer:
-        """The whole text."""
+        """The whole text. Nothing but a stop string asks for a look at it before its end."""
+        for flight in self.flights:
+            flight.events.patient = not self.decoding.stop
         parts = []
         async for text, tokens, finish in self.pieces():
             parts.append(text)

@@ -23,6 +23,7 @@ Tallies = Mapping[str, Mapping[str, Tally]]
 ENGINE: Mapping[str, str] = {
     "running": "num_requests_running",
     "waiting": "num_requests_waiting",
+    "waiting_tokens": "num_tokens_waiting",
     "steps_prefill": "engine_prefill_steps_total",
     "steps_decode": "engine_decode_steps_total",
     "prompt_tokens": "engine_prompt_tokens_total",
@@ -33,6 +34,7 @@ ENGINE: Mapping[str, str] = {
     "prefix_evictions": "prefix_cache_evictions_total",
     "prefix_bytes": "prefix_cache_bytes",
     "resident_prompts": "prompts_resident",
+    "resident_bytes": "prompts_resident_bytes",
 }
 
 # The engine's histograms: exported name, then phase (empty where there is none) and field of its statistics.

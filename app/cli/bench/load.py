@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from app.cli.bench.outcomes import Outcome, Run
-from app.cli.bench.workload import Shot, Workload
+from app.cli.bench.workload import Shot
 
 CONNECT_S = 5.0
 READ_S = 660.0  # the service ends every request within its own deadline; this only bounds a silence
@@ -73,9 +73,9 @@ class Load:
     """One measured load over open connections. `seen` is called with every outcome."""
 
     def __init__(
-        self, http: httpx.AsyncClient, workload: Workload, *, seen: Callable[[Outcome], None] = lambda _: None
+        self, http: httpx.AsyncClient, shots: Iterator[Shot], *, seen: Callable[[Outcome], None] = lambda _: None
     ) -> None:
-        self._http, self._workload, self._seen = http, workload, seen
+        self._http, self._shots, self._seen = http, shots, seen
         self.run = Run()
 
     async def closed(self, clients: int, budget: Budget) -> Run:
@@ -102,7 +102,7 @@ class Load:
 
     async def _client(self, budget: Budget) -> None:
         while budget.take():
-            outcome = await self._send(next(self._workload), time.monotonic())
+            outcome = await self._send(next(self._shots), time.monotonic())
             pause = min(_pause(outcome), budget.left_s())
             if pause > 0:
                 if outcome.retry_after_s is not None:
@@ -112,7 +112,7 @@ class Load:
 
     async def _arrival(self, due: float, places: asyncio.Semaphore) -> None:
         try:
-            await self._send(next(self._workload), due)
+            await self._send(next(self._shots), due)
         finally:
             places.release()
 
