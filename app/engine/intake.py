@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from app.backbone import BackboneTokenizer, Decoding, encode_row
 from app.engine.answers import Ask
 from app.engine.types import RowRequest, Sampling
-from app.errors import ChorusError, ContextTooLong
+from app.errors import ChorusError, ContextTooLong, InvalidRequest
 
 # Leading ids that must agree before rows are looked at as sharing text, and rows that may wait for one another.
 _SAME_BEGINNING = 16
@@ -71,6 +71,10 @@ def _encode_or_error(tokenizer: BackboneTokenizer, ask: Ask, max_context: int) -
         row = encode_row(tokenizer, prompt.template, prompt.bos, ask.input)
     except ChorusError as error:
         return error
+    if not row.total:
+        return InvalidRequest(
+            "there is not one token to read: the input is empty and so is the template", param="input"
+        )
     digest = prompt.digest if prompt.vectors is not None else None
     sampling = None if prompt.verbalizer is not None else sampling_of(ask.decoding, ask.seed, ask.input)
     request = RowRequest(row, digest, sampling, prompt.verbalizer)

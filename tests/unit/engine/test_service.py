@@ -118,6 +118,17 @@ async def test_input_that_does_not_fit_names_all_three_lengths(llama: Backbone) 
             await service.answer(prompt, {"wrong": "a"}, decoding=Decoding(), timeout_s=60)
 
 
+@pytest.mark.parametrize("words", [None, WORDS])
+async def test_input_that_comes_out_without_a_token_is_the_callers_error(llama: Backbone, words: Any) -> None:
+    prompt = make_prompt(llama, "{text}", words=words, bos="none")
+    async with serving(llama) as service:
+        with pytest.raises(InvalidRequest, match="not one token"):
+            await service.answer(prompt, {"text": ""}, decoding=prompt.decoding, timeout_s=10)
+        assert (
+            await service.answer(prompt, {"text": "dull"}, decoding=prompt.decoding, timeout_s=10)
+        ).usage.prompt_tokens
+
+
 async def test_stop_lets_running_answers_finish_and_refuses_newcomers(llama: Backbone) -> None:
     prompt = make_prompt(llama, TEMPLATES[0])
     service = EngineService(llama, EngineConfig(max_rows=4, max_context=128, threads=1))
