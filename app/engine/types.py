@@ -97,8 +97,8 @@ class Request:
 
     def check(self, *, places: int, slots: int) -> None:
         """Raise ValueError for a group that can never run in `slots` of `places` places, or contradicts itself."""
-        if not self.rows:
-            raise ValueError("a group has rows")
+        if not self.rows or any(row.row.total < 1 for row in self.rows):
+            raise ValueError("a group has rows, and a row has tokens")
         longest = max(row.places for row in self.rows)
         if longest > places:
             raise ValueError(f"{longest} tokens exceed the context of {places}")

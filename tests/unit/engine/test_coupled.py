@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.backbone import Backbone, LoadedPrompt
+from app.backbone import Backbone, LoadedPrompt, Row
 from app.backbone.layout import embed, lay_out
 from app.engine import Engine, Event, Request, RowRequest, Sampling
 from tests.engines import generate, make_engine, row_of, run, tokens_of
@@ -99,6 +99,7 @@ def test_coupled_group_waits_until_all_members_fit_and_then_starts_whole(llama: 
     ("rows", "options", "message"),
     [
         ([], {}, "has rows"),
+        ([RowRequest(Row(()), None, Sampling(3))], {}, "has tokens"),
         ([generate("x").rows[0]] * 5, {"coupled": True}, "5 coupled rows exceed the 4"),
         ([generate("x").rows[0], generate("x", max_tokens=9).rows[0]], {"coupled": True}, "in the same way"),
         ([RowRequest(generate("x").rows[0].row)], {}, "either generates"),
