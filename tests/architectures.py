@@ -18,6 +18,9 @@ _ROPE = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", _GQA),
     "qwen2": ("qwen2", _GQA),
+    "qwen3": ("qwen3", {**_GQA, "head_dim": 32}),
+    "mistral": ("mistral", {**_GQA, "sliding_window": 4096}),
+    "narrow_heads": ("llama", {**_GQA, "head_dim": 12}),
     "gpt2": ("gpt2", {"n_embd": 64, "n_layer": 3, "n_head": 4}),
     "opt": (
         "opt",

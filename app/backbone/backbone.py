@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from app.backbone.fingerprint import fingerprint
 from app.backbone.forward import Forward
+from app.backbone.packed_runner import PackedRunner
 from app.backbone.placement import choose_device, choose_dtype
 from app.backbone.probe import ProbeResult, probe, probeable_context
 from app.backbone.reference import ReferenceRunner
@@ -98,10 +99,14 @@ class Backbone:
 
     @property
     def runner_name(self) -> str:
+        if self.probed.decoder is not None:
+            return PackedRunner.name
         return FastRunner.name if self.probed.forward is not None else ReferenceRunner.name
 
     def runner(self, *, slots: int, places: int) -> Runner:
         """A runner with memory of its own for `slots` rows of up to `places` tokens."""
+        if self.probed.decoder is not None:
+            return PackedRunner(self.probed.decoder, slots=slots, places=places)
         if self.probed.forward is None:
             return ReferenceRunner(self.model, slots=slots, places=places)
         return FastRunner(self.probed.forward, slots=slots, places=places)

@@ -20,17 +20,22 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 @dataclass(frozen=True)
 class PrefixKV:
-    """A prompt's keys and values, computed once: per layer ([G, P, D], [G, P, D])."""
+    """A prompt's keys and values, computed once, in one piece of memory: `data` [2, L, G, P, D], keys first."""
 
-    layers: tuple[tuple[Tensor, Tensor], ...]
+    data: Tensor
+
+    @property
+    def layers(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Per layer ([G, P, D], [G, P, D])."""
+        return tuple(zip(*self.data.unbind(0), strict=True))
 
     @property
     def length(self) -> int:
-        return self.layers[0][0].shape[1]
+        return self.data.shape[3]
 
     @property
     def size_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for pair in self.layers for t in pair)
+        return self.data.numel() * self.data.element_size()
 
 
 class _Window:
@@ -53,7 +58,7 @@ class _SlotLayer(CacheLayerMixin):
         """Take the memory: one place more than asked, where padding goes."""
         for name, states in (("keys", key_states), ("values", value_states)):
             shape = (self.slots, states.shape[1], self.places + 1, states.shape[3])
-            setattr(self, name, _zeros(shape, states.dtype, states.device))
+            setattr(self, name, untouched_zeros(shape, states.dtype, states.device))
         self.is_initialized = True
 
     def update(
@@ -106,11 +111,9 @@ class SlotCache(Cache):
 
     def read_prefix(self, slot: int, length: int) -> PrefixKV:
         """A copy of a slot's first `length` keys and values."""
-        return PrefixKV(
-            tuple(
-                (layer.keys[slot, :, :length].clone(), layer.values[slot, :, :length].clone()) for layer in self.layers
-            )
-        )
+        keys = torch.stack([layer.keys[slot, :, :length] for layer in self.layers])
+        values = torch.stack([layer.values[slot, :, :length] for layer in self.layers])
+        return PrefixKV(torch.stack((keys, values)))
 
     def move(self, source: int, target: int, length: int) -> None:
         for layer in self.layers:
@@ -125,7 +128,7 @@ class SlotCache(Cache):
                 layer.values[slot].zero_()
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros whose memory, on the CPU, is real only where it was written: numpy's zeros come from the system untouched,
     torch's are filled in. Slots are as long as the longest row may be, and most rows are short."""
     if device.type != "cpu":

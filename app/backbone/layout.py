@@ -12,12 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from app.backbone.rows import Row
+
+
+class Tokens(Protocol):
+    """Token ids, and where they index the batch's prompt table instead of the vocabulary; of any shape."""
+
+    @property
+    def ids(self) -> Tensor: ...
+    @property
+    def virtual(self) -> Tensor: ...
+
 
 PAD = -1  # segment of padding; the trunk is segment 0, branches are 1, 2, …
 
@@ -52,6 +63,11 @@ class Layout:
     @property
     def width(self) -> int:
         return self.ids.shape[1]
+
+    @property
+    def flat_ends(self) -> list[int]:
+        """`ends` as flat indices into [B, T]."""
+        return [i * self.width + end for i, end in enumerate(self.ends.tolist())]
 
 
 def lay_out(
@@ -127,7 +143,7 @@ def stack_prompts(prompts: Sequence[Tensor | None]) -> tuple[Tensor | None, list
     return (torch.cat(tables) if tables else None), offsets
 
 
-def embed(layout: Layout, embedding: torch.nn.Module, table: Tensor | None) -> Tensor:
+def embed(layout: Tokens, embedding: torch.nn.Module, table: Tensor | None) -> Tensor:
     """The function that applies prompts: word embeddings, with the prompts' vectors at their slots.  [B, T, H]
 
     Differentiable in `table`. Word embeddings are taken as the model's own embedding module gives them, so a stored

@@ -9,6 +9,7 @@ disagrees with the plain forward, the model is refused.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from app.backbone.decoder import Decoder, is_llama_shaped
 from app.backbone.forward import Forward, MaskStyle
+from app.backbone.packed_runner import PackedRunner
 from app.backbone.reference import ReferenceRunner, plain_logits
 from app.backbone.rows import Row
 from app.backbone.runner import FastRunner, PrefillItem, Runner
 from app.backbone.verbalizer import Verbalizer
 from app.errors import UnsupportedBackbone
 
+log = logging.getLogger(__name__)
 _PROMPTS = (3, 0, 9)  # unequal cached prefixes
 _TEXTS = (4, 11, 7)
 _LONG = 192  # tokens of the long row, or a little more than a short sliding window
@@ -33,11 +37,13 @@ _RELATIVE_TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.04, torch.float16:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """`forward` is None where only the reference runner agrees; `reason` says why, `deviation` how far apart."""
+    """`forward` is None where only the reference runner agrees; `reason` says why, `deviation` how far apart.
+    `decoder` is our own form of the model, where there is one and it agrees."""
 
     forward: Forward | None
     deviation: float
     reason: str
+    decoder: Decoder | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,9 @@ def probe(model: Any, *, vocab_size: int, context: int) -> ProbeResult:
             reason = f"the fast path cannot run: {type(error).__name__}"
             continue
         if deviation <= tolerance:
-            return ProbeResult(forward, deviation, "")
+            fixed = window is None or window > _LONGEST_WINDOW  # the context ends before the window does
+            decoder = _decoder(model, cases, wanted, places, tolerance) if fixed else None
+            return ProbeResult(forward, deviation, "", decoder)
         if deviation < closest:
             closest, reason = (
                 deviation,
@@ -119,6 +127,24 @@ def probe(model: Any, *, vocab_size: int, context: int) -> ProbeResult:
             param="model",
         )
     return ProbeResult(None, deviation, reason)
+
+
+def _decoder(
+    model: Any, cases: list[_Case], wanted: list[list[Tensor]], places: int, tolerance: float
+) -> Decoder | None:
+    """Our own form of the model if it is one that we know, runs and agrees."""
+    if not is_llama_shaped(model):
+        return None
+    try:
+        decoder = Decoder(model)
+        deviation = _deviation(PackedRunner(decoder, slots=2 * len(cases), places=places), cases, wanted)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        log.warning("this model's packed form cannot run", extra={"error": repr(error)})
+        return None
+    if not deviation <= tolerance:
+        log.warning("this model's packed form disagrees", extra={"deviation": deviation, "tolerance": tolerance})
+        return None
+    return decoder
 
 
 def _candidates(model: Any, window: int | None) -> Iterator[Forward]:

@@ -90,7 +90,7 @@ class FastRunner:
         branches = [word_branches(item.verbalizer) if item.verbalizer else [] for item in items]
         device = self._embedding.weight.device
         layout = lay_out(rows, offsets=offsets, cached=cached, branches=branches, device=device)
-        plan = plan_scores(layout, [item.verbalizer for item in items])
+        plan = plan_scores(layout.flat_ends, [item.verbalizer for item in items], device)
         embeds = embed(layout, self._embedding, table)
         logits = self._forward.run(embeds, layout, plan.reads, self._cache, start=start)  # [N, V]
         scored = iter(plan.label_scores(logits))

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.backbone.layout import Layout
 from app.backbone.verbalizer import Verbalizer
 
 
@@ -25,7 +24,7 @@ def word_branches(verbalizer: Verbalizer) -> list[tuple[int, ...]]:
 class ScorePlan:
     """Where to read and how to add up, for a batch of rows with verbalizers.
 
-    reads   [N] int64   flat indices into the layout's [B, T] whose logits are needed, each once
+    reads   [N] int64   flat indices of the tokens whose logits are needed, each once
     pick    [M] int64   index into `reads` of each scored token
     tokens  [M] int64   the scored token
     words   [M] int64   the word it belongs to, counted over the batch
@@ -49,23 +48,23 @@ class ScorePlan:
         return list(_log_sum_exp(words, self.labels, sum(self.sizes)).split(list(self.sizes)))
 
 
-def plan_scores(layout: Layout, verbalizers: Sequence[Verbalizer | None]) -> ScorePlan:
-    """The plan for rows laid out with `word_branches` of their verbalizers; rows without one are read at their end."""
+def plan_scores(ends: Sequence[int], verbalizers: Sequence[Verbalizer | None], device: torch.device) -> ScorePlan:
+    """The plan for rows laid out with `word_branches` of their verbalizers right behind their trunks, which end at the
+    flat indices `ends`; rows without a verbalizer are read there."""
     reads: list[int] = []
     pick: list[int] = []
     tokens: list[int] = []
     words: list[int] = []
     labels: list[int] = []
     trunks: list[int] = []
-    ends = layout.ends.tolist()
     label_base = 0
     for i, verbalizer in enumerate(verbalizers):
         trunk_read = len(reads)
         trunks.append(trunk_read)
-        reads.append(i * layout.width + ends[i])
+        reads.append(ends[i])
         if verbalizer is None:
             continue
-        column = i * layout.width + ends[i] + 1
+        column = ends[i] + 1
         for label, word in verbalizer.flat:
             places = [trunk_read, *range(len(reads), len(reads) + len(word) - 1)]
             reads.extend(range(column, column + len(word) - 1))
@@ -75,7 +74,6 @@ def plan_scores(layout: Layout, verbalizers: Sequence[Verbalizer | None]) -> Sco
             words += [len(labels)] * len(word)
             labels.append(label_base + label)
         label_base += len(verbalizer.labels)
-    device = layout.ids.device
 
     def tensor(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device)

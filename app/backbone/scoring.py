@@ -29,7 +29,7 @@ def score_labels(
     table, offsets = stack_prompts(prompts)
     branches = [word_branches(verbalizer) for verbalizer in verbalizers]
     layout = lay_out(rows, offsets=offsets, branches=branches, device=backbone.device)
-    plan = plan_scores(layout, verbalizers)
+    plan = plan_scores(layout.flat_ends, verbalizers, backbone.device)
     return plan.label_scores(_run(backbone, layout, table, plan.reads))
 
 

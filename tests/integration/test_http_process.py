@@ -108,7 +108,7 @@ def client(service: Service) -> Iterator[httpx.Client]:
 
 def test_service_is_ready_and_says_what_runs(client: httpx.Client) -> None:
     assert client.get("/readyz").json() == {"status": "ready", "degraded": False}
-    assert client.get("/health").json()["backbone"]["runner"] == "fast"
+    assert client.get("/health").json()["backbone"]["runner"] == "packed"
 
 
 def test_mixed_rows_answer_as_each_does_alone(client: httpx.Client) -> None:

@@ -14,7 +14,7 @@ from app.engine import Engine, EngineConfig, Event, Request, Sampling
 from tests.architectures import build_backbone
 from tests.prompts import TEMPLATES, TEXTS, WORDS, make_prompt
 
-FAST = ["llama", "qwen2", "gpt2", "opt", "neox", "mistral_window", "gemma3", "dynamic_rope"]
+FAST = ["llama", "qwen2", "qwen3", "gpt2", "opt", "neox", "mistral_window", "gemma3", "dynamic_rope"]
 REFERENCE = ["bloom"]
 TOLERANCE = 1e-4
 NEW_TOKENS = 6

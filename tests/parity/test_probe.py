@@ -10,7 +10,8 @@ from app.backbone.probe import probe, probeable_context
 from app.errors import UnsupportedBackbone
 from tests.architectures import VOCABULARY, build_backbone, build_model
 
-FAST = ["llama", "qwen2", "gpt2", "opt", "neox", "phi", "falcon", "gptj", "dynamic_rope"]
+FAST = ["gpt2", "opt", "neox", "phi", "falcon", "gptj", "dynamic_rope"]
+PACKED = ["llama", "qwen2", "qwen3", "mistral", "narrow_heads"]
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -20,7 +21,22 @@ def test_probe_of_common_decoders_takes_the_fast_path(name: str) -> None:
     assert backbone.probed.deviation < 1e-4
 
 
+@pytest.mark.parametrize("name", PACKED)
+def test_probe_of_llama_shapes_takes_the_packed_form_and_keeps_the_differentiable_one(name: str) -> None:
+    backbone = build_backbone(name)
+    assert backbone.runner_name == "packed"
+    assert backbone.forward.model is backbone.model
+    assert backbone.probed.deviation < 1e-4
+
+
+def test_probe_of_a_model_that_only_looks_like_llama_refuses_the_packed_form() -> None:
+    model = build_model("llama")
+    model.model.layers[1].self_attn.scaling *= 1.5  # as some descendants do in their later layers
+    assert probe(model, vocab_size=VOCABULARY, context=256).decoder is None
+
+
 def test_probe_of_a_short_sliding_window_finds_the_window_mask() -> None:
+    assert build_backbone("mistral_window").runner_name == "fast"
     assert build_backbone("mistral_window").forward.mask_style is MaskStyle.WINDOW
 
 

@@ -61,7 +61,7 @@ def check_model(settings: Settings) -> list[Check]:
 
 
 def _check_runner(backbone: Backbone) -> Check:
-    if backbone.runner_name == "fast":
+    if backbone.runner_name != "reference":
         return Check("runner", "ok", "fast: it agrees with the model's own forward")
     return Check("runner", "warn", f"{backbone.runner_name}: correct, but slow; {backbone.probed.reason}")
 

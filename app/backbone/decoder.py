@@ -1,0 +1,157 @@
+"""A forward of our own for decoders of Llama's shape (Llama, Mistral, Qwen 2 and 3): the model's weights, no padding.
+
+All tokens of a batch lie one behind the other, whatever rows they belong to, so that every matrix product has exactly
+the needed tokens; attention reads each row at its exact length. transformers' model stays the measure: the load probe
+(probe.py) holds this forward to it before it serves.
+
+Pre-norm blocks with RMS norms, rotary positions, grouped-query attention and a gated SiLU feed-forward
+(Touvron et al. 2023, arXiv 2302.13971; Ainslie et al. 2023, arXiv 2305.13245).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.backbone.decoder_steps import DecoderSteps, Norms, PackedRows, TorchSteps
+from app.backbone.linear import FrozenLinear, frozen_linear
+from app.backbone.native.steps import native_steps
+from app.backbone.slot_memory import Heads, SlotMemory
+
+MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+_SHARED_HEAD_BYTES = 64 << 20  # an output weight that is also the embedding is copied for speed up to this size
+
+
+_PIECE_TOKENS, _PIECE_BYTES = 256, 4 << 20  # of the feed-forward on a CPU: enough for the product, small for the cache
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The tokens whose logits are wanted: `tokens` [N] int64, in the order of the rows, and how the rows look with
+    these tokens alone."""
+
+    tokens: Tensor
+    rows: PackedRows
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer: weights fused over what shares an input."""
+
+    input_norm: Tensor
+    qkv: FrozenLinear
+    head_norms: Norms
+    attention_out: FrozenLinear
+    inner_norm: Tensor
+    gate_up: FrozenLinear
+    down: FrozenLinear
+
+
+class Decoder:
+    """The weights of a model in our own form, with the steps that fit its dtype and device."""
+
+    def __init__(self, model: Any, *, steps: DecoderSteps | None = None) -> None:
+        config = model.config.get_text_config()
+        weight = model.get_input_embeddings().weight
+        self.embedding = model.get_input_embeddings()
+        self.layers = len(model.model.layers)
+        self.epsilon = float(config.rms_norm_eps)
+        width = model.model.layers[0].self_attn.head_dim
+        self.steps = steps or native_steps(weight.dtype, weight.device, width) or TorchSteps()
+        self.blocks = [_block(layer) for layer in model.model.layers]
+        self.norm = _float(model.model.norm.weight)
+        self.head = _head(model)
+        self.dtype, self.device = weight.dtype, weight.device
+        self._model = model
+        middle = 2 * model.model.layers[0].mlp.down_proj.in_features * weight.element_size()
+        self._piece = max(_PIECE_TOKENS, _PIECE_BYTES // middle) if self.device.type == "cpu" else 1 << 30
+
+    def memory(self, *, slots: int, places: int) -> SlotMemory:
+        """Room for the keys and values of `slots` rows of up to `places` tokens."""
+        heads = _heads(self._model, places)
+        return SlotMemory(heads, layers=self.layers, slots=slots, places=places, dtype=self.dtype, device=self.device)
+
+    def run(self, x: Tensor, rows: PackedRows, memory: SlotMemory, reads: Reads | None = None) -> Tensor:
+        """Logits float32 of the tokens that are read (None: all, in order), from embeddings x [n, W], which this uses
+        up; keys and values go to `memory`.  [N, V]
+
+        Behind the last layer's keys and values, only the tokens that are read are computed.
+        """
+        steps, epsilon = self.steps, self.epsilon
+        delta: Tensor | None = None
+        for layer, block in enumerate(self.blocks):
+            qkv = block.qkv(steps.add_rmsnorm(x, delta, block.input_norm, epsilon))
+            steps.place(qkv, rows, block.head_norms, memory, layer)
+            if reads is not None and layer == self.layers - 1:
+                x, qkv, rows = x[reads.tokens], qkv[reads.tokens], reads.rows
+            delta = block.attention_out(steps.attend(qkv, rows, memory, layer))
+            delta = self._feed_forward(block, steps.add_rmsnorm(x, delta, block.inner_norm, epsilon))
+        return self.head(steps.add_rmsnorm(x, delta, self.norm, epsilon)).float()
+
+    def _feed_forward(self, block: Block, y: Tensor) -> Tensor:
+        """[n, W] -> [n, W], in pieces whose wide middle stays in the processor's cache."""
+        if y.shape[0] <= self._piece:
+            return block.down(self.steps.silu_mul(block.gate_up(y)))
+        out = torch.empty_like(y)
+        for part, to in zip(y.split(self._piece), out.split(self._piece), strict=True):
+            to.copy_(block.down(self.steps.silu_mul(block.gate_up(part))))
+        return out
+
+
+def is_llama_shaped(model: Any) -> bool:
+    """Whether the configuration promises a shape that `Decoder` computes; the probe then shows whether it is true."""
+    config = model.config.get_text_config()
+    known = config.model_type in MODEL_TYPES and getattr(config, "hidden_act", None) in ("silu", "swish")
+    return known and hasattr(getattr(model, "model", None), "layers")
+
+
+def _heads(model: Any, places: int) -> Heads:
+    config, attention = model.config.get_text_config(), model.model.layers[0].self_attn
+    width, device = attention.head_dim, model.get_input_embeddings().weight.device
+    positions = torch.arange(places, device=device)[None]
+    cos, sin = model.model.rotary_emb(torch.zeros(1, device=device), positions)  # [1, S, turned], both halves equal
+    half = cos.shape[-1] // 2
+    query_norm = getattr(attention, "q_norm", None)
+    return Heads(
+        queries=config.num_attention_heads,
+        groups=config.num_key_value_heads,
+        width=width,
+        scale=float(attention.scaling),
+        cos=cos[0, :, :half].float().contiguous(),
+        sin=sin[0, :, :half].float().contiguous(),
+        epsilon=float(query_norm.variance_epsilon) if query_norm is not None else 0.0,
+    )
+
+
+def _block(layer: Any) -> Block:
+    attention, mlp = layer.self_attn, layer.mlp
+
+    def fuse(*modules: Any) -> FrozenLinear:
+        return frozen_linear([module.weight for module in modules], [module.bias for module in modules])
+
+    return Block(
+        input_norm=_float(layer.input_layernorm.weight),
+        qkv=fuse(attention.q_proj, attention.k_proj, attention.v_proj),
+        head_norms=tuple(  # type: ignore[arg-type]  # two of them
+            _float(getattr(attention, name).weight) if hasattr(attention, name) else None
+            for name in ("q_norm", "k_norm")
+        ),
+        attention_out=fuse(attention.o_proj),
+        inner_norm=_float(layer.post_attention_layernorm.weight),
+        gate_up=fuse(mlp.gate_proj, mlp.up_proj),
+        down=fuse(mlp.down_proj),
+    )
+
+
+def _head(model: Any) -> FrozenLinear:
+    head = model.get_output_embeddings()
+    shared = head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    size = head.weight.numel() * head.weight.element_size()
+    return frozen_linear([head.weight], [head.bias], pack=not shared or size <= _SHARED_HEAD_BYTES)
+
+
+def _float(weight: Tensor) -> Tensor:
+    return weight.detach().float().contiguous()

@@ -1,0 +1,148 @@
+"""The steps of a Llama-shaped decoder between its matrix products, and what a packed batch tells them.
+
+`TorchSteps` is the plain form, for every device and dtype, and the one the compiled form (native/steps.py) is held to.
+
+Shapes: n tokens of all rows, packed one behind the other; R rows; H query heads, G key/value heads, D head width,
+W hidden width, F feed-forward width, S places of a slot, N slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.backbone.slot_memory import SlotMemory
+
+
+@dataclass(frozen=True)
+class Span:
+    """A row of the batch: tokens `first` to `first + count`, in `slot`. Its first `trunk` places are those of the row
+    in slot `leader`, computed in this very batch."""
+
+    first: int
+    count: int
+    slot: int
+    trunk: int = 0
+    leader: int = -1
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Where each token stands and what it sees.
+
+    places [n, 3] int64   position, slot, place in the slot
+    seen   [n, 3] int64   `upto`, `from`, `to`: places 0 to upto, and from to `to` (its own branch; 0, 0 if none)
+    spans                 the rows
+    info                  the rows as the compiled form reads them, see native/steps.py
+    """
+
+    places: Tensor
+    seen: Tensor
+    spans: Sequence[Span]
+    info: Any = None
+
+
+class DecoderSteps(Protocol):
+    name: str
+    shares_bases: bool  # reads what rows share where it lies; otherwise it is copied into their slots
+
+    def add_rmsnorm(self, x: Tensor, delta: Tensor | None, weight: Tensor, epsilon: float) -> Tensor:
+        """x += delta in place, then x / rms(x) * weight.  [n, W]"""
+        ...
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up from both beside each other, [n, 2 F].  [n, F]"""
+        ...
+
+    def place(self, qkv: Tensor, rows: PackedRows, norms: Norms, memory: SlotMemory, layer: int) -> None:
+        """Turn queries and keys of qkv [n, (H + 2 G) D] by their positions, in place; write keys and values."""
+        ...
+
+    def attend(self, qkv: Tensor, rows: PackedRows, memory: SlotMemory, layer: int) -> Tensor:
+        """Attention of the queries in `qkv` over what they see.  [n, H D]"""
+        ...
+
+
+Norms = tuple[Tensor | None, Tensor | None]  # weights [D] float32 of the query and key norms
+
+
+class TorchSteps:
+    """Plain torch: pads rows to a rectangle for attention, with a mask."""
+
+    name = "torch"
+    shares_bases = False
+
+    def add_rmsnorm(self, x: Tensor, delta: Tensor | None, weight: Tensor, epsilon: float) -> Tensor:
+        if delta is not None:
+            x += delta
+        return _rms_norm(x, weight, epsilon)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def place(self, qkv: Tensor, rows: PackedRows, norms: Norms, memory: SlotMemory, layer: int) -> None:
+        heads = memory.heads
+        n, split = qkv.shape[0], (heads.queries, heads.groups, heads.groups)
+        query, key, value = qkv.view(n, -1, heads.width).split(split, dim=1)  # [n, ., D]
+        cos, sin = heads.cos[rows.places[:, 0]][:, None], heads.sin[rows.places[:, 0]][:, None]  # [n, 1, turned / 2]
+        for part, norm in ((query, norms[0]), (key, norms[1])):
+            if norm is not None:
+                part.copy_(_rms_norm(part, norm, heads.epsilon))
+            half = cos.shape[-1]
+            a, b = part[..., :half].float(), part[..., half : 2 * half].float()
+            part[..., : 2 * half] = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+        memory.keys[layer][rows.places[:, 1], :, rows.places[:, 2]] = key
+        memory.values[layer][rows.places[:, 1], :, rows.places[:, 2]] = value
+
+    def attend(self, qkv: Tensor, rows: PackedRows, memory: SlotMemory, layer: int) -> Tensor:
+        n, heads = qkv.shape[0], memory.heads
+        for span in rows.spans:
+            if span.trunk:
+                memory.copy(span.leader, span.slot, 0, span.trunk, layer)
+        query = qkv.view(n, -1, heads.width)[:, : heads.queries]  # [n, H, D]
+        out = torch.empty_like(query)
+        for part in _rectangles(rows.spans):
+            first = torch.tensor([span.first for span in part], device=qkv.device)
+            count = torch.tensor([span.count for span in part], device=qkv.device)
+            slots = torch.tensor([span.slot for span in part], device=qkv.device)
+            column = torch.arange(part[0].count, device=qkv.device)
+            real = column < count[:, None]  # [R, T]
+            tokens = torch.where(real, first[:, None] + column, first[:, None])  # [R, T]
+            seen = rows.seen[tokens]  # [R, T, 3]
+            places = torch.arange(int(seen[..., (0, 2)].max()), device=qkv.device)
+            mask = (places < seen[..., :1]) | ((places >= seen[..., 1:2]) & (places < seen[..., 2:]))  # [R, T, S]
+            keys = memory.keys[layer][slots, :, : len(places)]  # [R, G, S, D]
+            values = memory.values[layer][slots, :, : len(places)]
+            grouped = query[tokens].unflatten(2, (heads.groups, heads.repeat)).permute(0, 2, 3, 1, 4)  # [R, G, r, T, D]
+            shape = grouped.shape
+            answer = F.scaled_dot_product_attention(
+                grouped.flatten(2, 3),
+                keys,
+                values,
+                attn_mask=mask[:, None].repeat(1, 1, heads.repeat, 1),
+                scale=heads.scale,
+            )
+            answer = answer.view(shape).permute(0, 3, 1, 2, 4).flatten(2, 3)  # [R, T, H, D]
+            out[tokens[real]] = answer[real]
+        return out.view(n, -1)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon) * weight).to(x.dtype)
+
+
+def _rectangles(spans: Sequence[Span]) -> list[list[Span]]:
+    """Rows of similar length together, longest first, so that little of a rectangle is padding."""
+    parts: list[list[Span]] = []
+    for span in sorted(spans, key=lambda span: -span.count):
+        if not parts or span.count < 0.75 * parts[-1][0].count - 4:
+            parts.append([])
+        parts[-1].append(span)
+    return parts
