@@ -12,7 +12,8 @@ _GROUPS = 8  # a round
 _SUFFIX = Workload(kind="labels", tasks=8, prompt=(20, 20), text=(512, 512), suffix=True, seed=51)
 _LEADING = Workload(kind="labels", tasks=8, prompt=(20, 20), seed=52)
 _WRITING = Workload(kind="generate", tasks=8, prompt=(20, 20), seed=53)
-FANOUT = {"one": _SUFFIX, "eight": replace(_SUFFIX, members=8)}
+# Seeds of their own: a text that one line asked may stand in a peer's cache when the next line asks.
+FANOUT = {"one": _SUFFIX, "eight": replace(_SUFFIX, members=8, seed=55)}
 ENSEMBLES = {
     "write": _WRITING,
     "write-5": replace(_WRITING, members=5, coupled=True),

@@ -17,7 +17,8 @@ _REQUESTS = 4  # a round, each alone
 
 def alone(stage: Stage, key: str, title: str, work: Workload) -> Section:
     """One request with nothing beside it: time to the first token and for each later one, and decode's read floor."""
-    peers = {"`generate`": "generate", "vLLM, blocks of 32": "vllm-32", "**Chorus**": "chorus"}
+    plain = "`generate`"
+    peers = {plain: "generate", "vLLM, blocks of 32": "vllm-32", "**Chorus**": "chorus"}
     times: dict[str, tuple[list[float], list[float]]] = {label: ([], []) for label in peers}
     notes: dict[str, str] = {}
     for label, peer in peers.items():
@@ -40,12 +41,12 @@ def alone(stage: Stage, key: str, title: str, work: Workload) -> Section:
         if label in notes:
             section.rows.append([label, f"not measured: {notes[label]}", "", ""])
             continue
-        faster = [_ratio(times["`generate`"][i], part) for i, part in enumerate((first, later))]
-        section.rows.append([label, _ms(first), _ms(later), f"{faster[0]:.2f}×, {faster[1]:.2f}×"])
+        faster = "" if plain in notes else ", ".join(f"{_ratio(times[plain][i], times[label][i]):.2f}×" for i in (0, 1))
+        section.rows.append([label, _ms(first), _ms(later), faster])
     section.rows.append(["reading every weight once", "", _ms(floors), ""])
-    first, later = times["**Chorus**"]
-    for what, i in (("time to first token", 0), ("time for each later token", 1)):
-        faster_by = _ratio(times["`generate`"][i], times["**Chorus**"][i])
+    _, later = times["**Chorus**"]
+    for what, i in (("time to first token", 0), ("time for each later token", 1)) if plain not in notes else ():
+        faster_by = _ratio(times[plain][i], times["**Chorus**"][i])
         section.verdicts.append(Verdict(f"{what}, against `generate`", f"{faster_by:.2f}×", "≥ 1.5×", faster_by >= 1.5))
     if stage.shape.name == "0.5b":
         share = _ratio(floors, later)

@@ -65,13 +65,22 @@ class Result:
 
 
 class Stage:
-    """Peers of one model. `blocks`: block sizes that vLLM runs with, one process each."""
+    """Peers of one model. `blocks`: block sizes that vLLM runs with, one process each. `only`: what the names of the
+    peers that take part begin with; empty lets all."""
 
     def __init__(
-        self, model: str, work: Path, *, rounds: int, requests: int, threads: int, blocks: Sequence[int]
+        self,
+        model: str,
+        work: Path,
+        *,
+        rounds: int,
+        requests: int,
+        threads: int,
+        blocks: Sequence[int],
+        only: Sequence[str] = (),
     ) -> None:
         self.shape, self.rounds, self.requests, self.threads = SHAPES[model], rounds, requests, threads
-        self.blocks = tuple(blocks)
+        self.blocks, self._only = tuple(blocks), tuple(only)
         self.folder = model_folder(work.resolve(), model)
         self.versions: dict[str, str] = {}
         self._children: dict[str, Child] = {}
@@ -80,6 +89,8 @@ class Stage:
 
     def ask(self, peer: str, op: str, **arguments: Any) -> dict[str, Any]:
         """One answer of a peer, started if need be. Raises PeerFailed."""
+        if not self.takes_part(peer):
+            raise PeerFailed("left out of this run")
         if peer in self._broken:
             raise PeerFailed(self._broken[peer])
         if peer not in self._children:
@@ -90,6 +101,9 @@ class Stage:
                 raise
             self.versions.update(self._children[peer].ready.get("versions", {}))
         return self._children[peer].ask(op, **arguments)
+
+    def takes_part(self, peer: str) -> bool:
+        return not self._only or peer in ("ceilings", "imports") or peer.startswith(self._only)
 
     def prepare(self, peer: str, slot: str, work: Workload) -> None:
         """Let a peer get ready for a workload, unless it is."""
@@ -144,7 +158,7 @@ def interleave(
         except PeerFailed as error:
             results[entrant.label].note = str(error)
     alive = [entrant for entrant in entrants if not results[entrant.label].note]
-    if check:
+    if check and stage.takes_part("generate"):
         _check(stage, works, alive, results, check)
     for turn in range(1, stage.rounds + 1):
         shift = turn % max(1, len(alive))
