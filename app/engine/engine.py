@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
@@ -149,7 +150,9 @@ class Engine:
         waiting = [row for group in self.scheduler.waiting for row in group.waiting]
         assert not any(row.ended for row in (*self.scheduler.running, *waiting))
         queued = [row.request_id for row in (*self.scheduler.running, *waiting)]
-        assert {name: queued.count(name) for name in queued} == {name: g.open for name, g in self._live.items()}
+        assert Counter(queued) == {name: group.open for name, group in self._live.items()}
+        digests = [row.row.digest for group in self._live.values() for row in group.sequences if not row.ended]
+        assert self.prompts.pins == Counter(digest for digest in digests if digest is not None)
 
     # prefill
 

@@ -19,12 +19,13 @@ PrefixKey = tuple[str, int]  # (digest, length)
 
 
 class ResidentPrompts:
-    """Vectors by digest, least recently used dropped first; prefixes by (digest, length), see `FrequencyCache`."""
+    """Vectors by digest, least recently used dropped first; prefixes by (digest, length), see `FrequencyCache`. `pins`
+    counts the rows that need a digest."""
 
     def __init__(self, *, device: torch.device, dtype: torch.dtype, budget_bytes: int, vector_bytes: int) -> None:
         self._device, self._dtype, self._vector_budget = device, dtype, vector_bytes
         self._vectors: OrderedDict[str, Tensor] = OrderedDict()
-        self._pins: Counter[str] = Counter()
+        self.pins: Counter[str] = Counter()
         self._prefixes: FrequencyCache[PrefixKey, PrefixKV] = FrequencyCache(budget_bytes)
         self._lengths: dict[str, set[int]] = {}  # of the cached prefixes of each digest
         self._bytes_per_token = 0.0
@@ -54,7 +55,7 @@ class ResidentPrompts:
 
     def release(self, digest: str) -> None:
         """Forget a prompt, unless a request still needs it."""
-        if digest in self._pins:
+        if digest in self.pins:
             return
         self._drop_vectors(digest)
         for length in self._lengths.pop(digest, ()):
@@ -64,12 +65,12 @@ class ResidentPrompts:
         """Keep a prompt's vectors until `unpin`. Raises KeyError for one that is not resident."""
         if digest not in self._vectors:
             raise KeyError(digest)
-        self._pins[digest] += 1
+        self.pins[digest] += 1
 
     def unpin(self, digest: str) -> None:
-        self._pins[digest] -= 1
-        if self._pins[digest] <= 0:
-            del self._pins[digest]
+        self.pins[digest] -= 1
+        if self.pins[digest] <= 0:
+            del self.pins[digest]
             if self.vector_bytes > self._vector_budget:
                 self._shrink()
 
@@ -100,8 +101,8 @@ class ResidentPrompts:
     def check_integrity(self) -> None:
         self._prefixes.check_integrity()
         assert self.vector_bytes == sum(vectors.nbytes for vectors in self._vectors.values())
-        assert self.vector_bytes <= self._vector_budget or all(digest in self._pins for digest in self._vectors)
-        assert all(digest in self._vectors and count > 0 for digest, count in self._pins.items())
+        assert self.vector_bytes <= self._vector_budget or all(digest in self.pins for digest in self._vectors)
+        assert all(digest in self._vectors and count > 0 for digest, count in self.pins.items())
         keys = {(digest, length) for digest, lengths in self._lengths.items() for length in lengths}
         assert keys == set(self._prefixes)
 
@@ -110,7 +111,7 @@ class ResidentPrompts:
         for digest in list(self._vectors):
             if self.vector_bytes <= self._vector_budget:
                 return
-            if digest != keep and digest not in self._pins:
+            if digest != keep and digest not in self.pins:
                 self._drop_vectors(digest)
 
     def _drop_vectors(self, digest: str) -> None:
