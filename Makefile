@@ -46,6 +46,7 @@ test-gpu: setup ## what only a GPU shows
 bench: setup ## measure: the engine beside its peers (ARGS for a part), training under load, with DATA=folder mixed tasks
 	@[ -d .peers/vllm ] || echo 'vLLM is not installed, so it will not be measured: make bench-peers'
 	$(PY) -m benchmarks.engine $(ARGS)
+	$(PY) -m benchmarks.many_tasks --write docs/results
 	$(PY) -m benchmarks.train_under_load
 	@if [ -n "$(DATA)" ]; then $(PY) -m benchmarks.mixed_tasks --data "$(DATA)"; fi
 
