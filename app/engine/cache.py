@@ -7,7 +7,7 @@ meets another one. Counts are halved from time to time, so that yesterday's favo
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -18,10 +18,10 @@ _LEAST_MEMORY = 4096
 
 
 class FrequencyCache(Generic[K, V]):
-    """Values by key. `size_bytes` never exceeds `budget_bytes`."""
+    """Values by key. `size_bytes` never exceeds `budget_bytes`. A key that is `pinned` is not pushed out."""
 
-    def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes = budget_bytes
+    def __init__(self, budget_bytes: int, pinned: Callable[[K], bool] = lambda _: False) -> None:
+        self.budget_bytes, self._pinned = budget_bytes, pinned
         self.size_bytes = self.evictions = 0
         self._items: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self._wanted: Counter[K] = Counter()
@@ -80,7 +80,7 @@ class FrequencyCache(Generic[K, V]):
         assert self.size_bytes == sum(size for _, size in self._items.values()) <= self.budget_bytes
 
     def _victims(self, key: K, size: int) -> list[K] | None:
-        """What has to go for it; None if that is wanted more often."""
+        """What has to go for it; None if that is wanted more often, or pinned."""
         if size > self.budget_bytes:
             return None
         victims: list[K] = []
@@ -88,12 +88,14 @@ class FrequencyCache(Generic[K, V]):
         for victim, (_, freed) in self._items.items():
             if free >= size:
                 break
+            if self._pinned(victim):
+                continue
             if self._wanted[victim] > self._wanted[key]:
                 self._items.move_to_end(victim)
                 return None
             victims.append(victim)
             free += freed
-        return victims
+        return victims if free >= size else None
 
     def _age(self) -> None:
         self._lookups //= 2

@@ -26,7 +26,9 @@ class ResidentPrompts:
         self._device, self._dtype, self._vector_budget = device, dtype, vector_bytes
         self._vectors: OrderedDict[str, Tensor] = OrderedDict()
         self.pins: Counter[str] = Counter()
-        self._prefixes: FrequencyCache[PrefixKey, PrefixKV] = FrequencyCache(budget_bytes)
+        self._prefixes: FrequencyCache[PrefixKey, PrefixKV] = FrequencyCache(
+            budget_bytes, lambda key: key[0] in self.pins
+        )
         self._lengths: dict[str, set[int]] = {}  # of the cached prefixes of each digest
         self._bytes_per_token = 0.0
         self.vector_bytes = self.hits = self.misses = 0

@@ -132,6 +132,24 @@ def test_release_of_a_pinned_prompt_waits_for_its_requests() -> None:
     prompts.check_integrity()
 
 
+def test_prefix_that_rows_in_flight_need_is_not_pushed_out() -> None:
+    prompts = make_prompts(budget=250)
+    for name in ("a", "b"):
+        prompts.load(name, torch.zeros(2, 4))
+        prompts.keep_prefix(name, 3, prefix(100))
+    prompts.pin("a")
+    for _ in range(3):
+        prompts.prefix("c", 3)
+    prompts.keep_prefix("c", 3, prefix(100))
+    assert prompts.prefix("a", 3) is not None
+    assert prompts.prefix("b", 3) is None
+    prompts.pin("b")
+    prompts.unpin("a")
+    prompts.keep_prefix("huge", 3, prefix(250))  # c and a would go, if it were wanted as often
+    assert prompts.prefix("c", 3) is not None
+    prompts.check_integrity()
+
+
 def test_pin_of_an_unknown_prompt_raises() -> None:
     with pytest.raises(KeyError):
         make_prompts().pin("a")
