@@ -23,9 +23,10 @@ from typing import Any
 
 import httpx
 
-from app.cli.bench.load import Budget, Load, connection
+from app.cli.bench.load import Budget, Load
 from app.cli.bench.outcomes import summarise
 from app.cli.bench.service import read_sums, work_between
+from app.cli.bench.wire import Wire
 from app.cli.bench.workload import Shot, Target, Workload
 from app.supervisor.embedded import running_url, server_folder
 from benchmarks.engine.models import CONTEXT, SHAPES, Shape, model_folder
@@ -143,11 +144,11 @@ async def measure(
 ) -> tuple[Side, Side]:
     """(engine, service), rounds in turn; the first pair only warms up."""
     engine, service = Side([], [], [], []), Side([], [], [], [])
-    async with connection(url, None) as http:
+    async with Wire(url, None) as wire:
         for turn in range(-1, given.rounds):
             asks = make_asks(WORK, tasks, vocabulary=shape.vocabulary, turn=turn + 1, count=given.requests)
             took = alone.ask("measure", turn=turn + 1, count=given.requests)["seconds"]
-            found = await over_http(http, asks, stream=given.stream)
+            found = await over_http(wire, asks, stream=given.stream)
             if turn < 0:
                 continue
             engine.rates.append(given.requests / took)
@@ -159,11 +160,11 @@ async def measure(
     return engine, service
 
 
-async def over_http(http: httpx.AsyncClient, asks: list[Ask], *, stream: bool) -> dict[str, Any]:
+async def over_http(wire: Wire, asks: list[Ask], *, stream: bool) -> dict[str, Any]:
     """One round through the service. Raises if any answer is missing or short: both sides must do all of the work."""
-    before = await read_sums(http)
-    run = await Load(http, shots(asks, stream=stream)).closed(CLIENTS, Budget(seconds=None, requests=len(asks)))
-    found = {**summarise(run), "service": work_between(before, await read_sums(http))}
+    before = await read_sums(wire)
+    run = await Load(wire, shots(asks, stream=stream)).closed(CLIENTS, Budget(seconds=None, requests=len(asks)))
+    found = {**summarise(run), "service": work_between(before, await read_sums(wire))}
     if found["errors"] or found["generated_tokens"]["total"] != len(asks) * WORK.new_tokens:
         raise SystemExit(f"not all of the work was done: {found['errors']}, {found['generated_tokens']}")
     return found

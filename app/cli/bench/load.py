@@ -10,21 +10,16 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
-
-import httpx
 
 from app.cli.bench.outcomes import Outcome, Run
+from app.cli.bench.wire import ConnectFailed, Reply, Wire
 from app.cli.bench.workload import Shot
 
-CONNECT_S = 5.0
 READ_S = 660.0  # the service ends every request within its own deadline; this only bounds a silence
 MAX_IN_FLIGHT = 1024  # an open loop beyond this starts late, and says so
 PAUSE_S = 0.5  # after a connection failed
-JSON = {"content-type": "application/json"}
 DONE = b"data: [DONE]"
 
 
@@ -55,27 +50,11 @@ def arrivals(rate: float, dice: random.Random) -> Iterator[float]:
         yield at
 
 
-@asynccontextmanager
-async def connection(url: str, key: str | None) -> AsyncIterator[httpx.AsyncClient]:
-    """Connections to one service and no other: redirects are not followed, no proxy leads to this machine."""
-    local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
-    async with httpx.AsyncClient(
-        base_url=url,
-        headers={"authorization": f"Bearer {key.strip()}"} if key else {},
-        timeout=httpx.Timeout(READ_S, connect=CONNECT_S, pool=None),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-        trust_env=not local,
-    ) as http:
-        yield http
-
-
 class Load:
     """One measured load over open connections. `seen` is called with every outcome."""
 
-    def __init__(
-        self, http: httpx.AsyncClient, shots: Iterator[Shot], *, seen: Callable[[Outcome], None] = lambda _: None
-    ) -> None:
-        self._http, self._shots, self._seen = http, shots, seen
+    def __init__(self, wire: Wire, shots: Iterator[Shot], *, seen: Callable[[Outcome], None] = lambda _: None) -> None:
+        self._wire, self._shots, self._seen = wire, shots, seen
         self.run = Run()
 
     async def closed(self, clients: int, budget: Budget) -> Run:
@@ -119,36 +98,32 @@ class Load:
     async def _send(self, shot: Shot, due: float) -> Outcome:
         outcome = Outcome(shot.refs, due, time.monotonic())
         try:
-            await (self._stream if shot.stream else self._whole)(shot, outcome)
-        except httpx.HTTPError as error:
+            async with asyncio.timeout(READ_S), self._wire.ask("POST", shot.path, shot.body) as reply:
+                await self._take(reply, outcome)
+        except (OSError, EOFError, ValueError) as error:
             outcome.codes = (_connection_code(error),) * len(shot.refs)
         outcome.ended = time.monotonic()
         self.run.outcomes.append(outcome)
         self._seen(outcome)
         return outcome
 
-    async def _whole(self, shot: Shot, outcome: Outcome) -> None:
-        response = await self._http.post(shot.path, content=shot.body, headers=JSON)
-        _read(response, response.content, outcome)
-
-    async def _stream(self, shot: Shot, outcome: Outcome) -> None:
-        async with self._http.stream("POST", shot.path, content=shot.body, headers=JSON) as response:
-            if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                _read(response, await response.aread(), outcome)
-                return
-            last, rest, before = b"", b"", 0.0
-            async for chunk in response.aiter_raw():
-                now = time.monotonic()
-                *events, rest = (rest + chunk).split(b"\n\n")
-                for event in events:
-                    if not event.startswith(b"data:") or event == DONE:
-                        continue
-                    if outcome.first is None:
-                        outcome.first = now
-                    else:
-                        outcome.gaps.append(now - before)
-                    last, before = event, now
-            _settle(_parsed(last.removeprefix(b"data:")), outcome)
+    async def _take(self, reply: Reply, outcome: Outcome) -> None:
+        if not reply.headers.get("content-type", "").startswith("text/event-stream"):
+            _read(reply, await reply.read(), outcome)
+            return
+        last, rest, before = b"", b"", 0.0
+        async for chunk in reply.chunks():
+            now = time.monotonic()
+            *events, rest = (rest + chunk).split(b"\n\n")
+            for event in events:
+                if not event.startswith(b"data:") or event == DONE:
+                    continue
+                if outcome.first is None:
+                    outcome.first = now
+                else:
+                    outcome.gaps.append(now - before)
+                last, before = event, now
+        _settle(_parsed(last.removeprefix(b"data:")), outcome)
 
     def _cpu_counted(self) -> _CpuCount:
         return _CpuCount(self.run)
@@ -173,17 +148,17 @@ def _pause(outcome: Outcome) -> float:
     return PAUSE_S if "connect_failed" in outcome.codes else 0.0
 
 
-def _read(response: httpx.Response, content: bytes, outcome: Outcome) -> None:
+def _read(reply: Reply, content: bytes, outcome: Outcome) -> None:
     """An answer that came whole: outputs, or an error for all rows."""
     body = _parsed(content)
-    outcome.retry_after_s = _seconds(response.headers.get("retry-after"))
+    outcome.retry_after_s = _seconds(reply.headers.get("retry-after"))
     outputs = body.get("outputs")
-    if response.status_code == 200 and isinstance(outputs, list) and len(outputs) == len(outcome.refs):
+    if reply.status == 200 and isinstance(outputs, list) and len(outputs) == len(outcome.refs):
         outcome.codes = tuple(_code(output) for output in outputs)
         outcome.tokens = sum(_completion(output) for output in outputs)
         return
     error = body.get("error")
-    code = str(error.get("code")) if isinstance(error, dict) else f"http_{response.status_code}"
+    code = str(error.get("code")) if isinstance(error, dict) else f"http_{reply.status}"
     outcome.codes = (code,) * len(outcome.refs)
 
 
@@ -218,7 +193,7 @@ def _seconds(text: str | None) -> float | None:
         return None
 
 
-def _connection_code(error: httpx.HTTPError) -> str:
-    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+def _connection_code(error: Exception) -> str:
+    if isinstance(error, ConnectFailed):
         return "connect_failed"
-    return "no_answer_in_time" if isinstance(error, httpx.TimeoutException) else "connection_lost"
+    return "no_answer_in_time" if isinstance(error, TimeoutError) else "connection_lost"

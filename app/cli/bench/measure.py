@@ -9,11 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
-from app.cli.bench.load import Budget, Load, connection
+from app.cli.bench.load import Budget, Load
 from app.cli.bench.outcomes import Outcome, Run, summarise
 from app.cli.bench.service import read_sums, work_between
+from app.cli.bench.wire import Wire
 from app.cli.bench.workload import Workload
 
 TICK_S = 0.5
@@ -54,15 +53,15 @@ async def measure(
     """Run the plan and return its figures: the client's (`summarise`) and the service's (`work_between`). `tell` is
     called twice a second."""
     progress = Progress()
-    async with connection(url, key) as http:
+    async with Wire(url, key) as wire:
         telling = asyncio.create_task(_tell(progress, tell)) if tell else None
         try:
             if plan.warm_up_s > 0:
-                await _send(http, workload, plan, Budget(seconds=plan.warm_up_s, requests=None), progress)
+                await _send(wire, workload, plan, Budget(seconds=plan.warm_up_s, requests=None), progress)
             progress.phase = "measuring"
-            before = await read_sums(http)
-            run = await _send(http, workload, plan, Budget(seconds=plan.seconds, requests=plan.requests), progress)
-            after = await read_sums(http)
+            before = await read_sums(wire)
+            run = await _send(wire, workload, plan, Budget(seconds=plan.seconds, requests=plan.requests), progress)
+            after = await read_sums(wire)
         finally:
             if telling is not None:
                 telling.cancel()
@@ -73,13 +72,13 @@ async def measure(
     return {**found, "service": service, "other_rows": others}
 
 
-async def _send(http: httpx.AsyncClient, workload: Workload, plan: Plan, budget: Budget, progress: Progress) -> Run:
+async def _send(wire: Wire, workload: Workload, plan: Plan, budget: Budget, progress: Progress) -> Run:
     def seen(outcome: Outcome) -> None:
         progress.requests += 1
         progress.failed += outcome.answered < len(outcome.codes)
 
     progress.began, progress.requests, progress.failed = time.monotonic(), 0, 0
-    load = Load(http, workload, seen=seen)
+    load = Load(wire, workload, seen=seen)
     if plan.rate is not None:
         return await load.open(plan.rate, budget, seed=plan.seed)
     return await load.closed(plan.clients, budget)

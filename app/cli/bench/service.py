@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
 from prometheus_client.parser import text_string_to_metric_families
+
+from app.cli.bench.wire import Wire
 
 PREFIX = "chorus_"
 PHASES = ("prefill", "decode")
@@ -14,13 +15,14 @@ PHASES = ("prefill", "decode")
 Sums = Mapping[str, float]
 
 
-async def read_sums(http: httpx.AsyncClient) -> dict[str, float] | None:
+async def read_sums(wire: Wire) -> dict[str, float] | None:
     """Every counter and histogram sum, `name` or `name:phase` to value; None where metrics cannot be read."""
     try:
-        response = await http.get("/metrics")
-    except httpx.HTTPError:
+        async with wire.ask("GET", "/metrics") as reply:
+            content = await reply.read()
+    except (OSError, EOFError):
         return None
-    return parse_sums(response.text) if response.status_code == 200 else None
+    return parse_sums(content.decode()) if reply.status == 200 else None
 
 
 def parse_sums(text: str) -> dict[str, float]:
