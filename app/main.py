@@ -233,6 +233,7 @@ def _backbone_config(settings: Settings) -> BackboneConfig:
         dtype=settings.dtype,
         device=settings.device,
         cache=settings.data_dir / "backbones",
+        serving=True,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,15 @@ _DEFAULT_CONTEXT = 2048  # for models whose configuration names no length (ALiBi
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """What to load and how. `cache`: folder for fingerprints and pinned hub revisions; None keeps nothing."""
+    """What to load and how. `cache`: folder for fingerprints and pinned hub revisions; None keeps nothing.
+    `serving`: it will only answer, never train, and need not keep its weights in two forms."""
 
     source: str = BUNDLED
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
     cache: Path | None = None
+    serving: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,13 @@ class Backbone:
             return PackedRunner.name
         return FastRunner.name if self.probed.forward is not None else ReferenceRunner.name
 
+    def for_serving(self) -> Backbone:
+        """This backbone with its weights in the packed form alone, where it has one; `forward` is gone then."""
+        if self.probed.decoder is None:
+            return self
+        self.probed.decoder.release_plain_weights()
+        return replace(self, probed=replace(self.probed, forward=None, reason="its weights are laid out for serving"))
+
     def runner(self, *, slots: int, places: int) -> Runner:
         """A runner with memory of its own for `slots` rows of up to `places` tokens."""
         if self.probed.decoder is not None:
@@ -135,7 +144,8 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     )
     backbone_tokenizer = make_tokenizer(tokenizer, model)
     identity = fingerprint(model.config.to_dict(), backbone_tokenizer.canonical_json(), files, cache=config.cache)
-    return wrap_model(model.to(device), backbone_tokenizer, name=name, identity=identity)
+    backbone = wrap_model(model.to(device), backbone_tokenizer, name=name, identity=identity)
+    return backbone.for_serving() if config.serving else backbone
 
 
 def wrap_model(model: Any, tokenizer: BackboneTokenizer, *, name: str, identity: str) -> Backbone:

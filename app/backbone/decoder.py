@@ -11,6 +11,7 @@ Pre-norm blocks with RMS norms, rotary positions, grouped-query attention and a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from app.backbone.native.steps import native_steps
 from app.backbone.slot_memory import Heads, SlotMemory
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+_ROOM = 1.2  # weights and the largest piece in the making
 _SHARED_HEAD_BYTES = 64 << 20  # an output weight that is also the embedding is copied for speed up to this size
 
 
@@ -74,6 +76,18 @@ class Decoder:
         heads = _heads(self._model, places)
         return SlotMemory(heads, layers=self.layers, slots=slots, places=places, dtype=self.dtype, device=self.device)
 
+    def release_plain_weights(self) -> None:
+        """Let go of the model's own copies of what is fused here; the model keeps shapes and cannot run any more."""
+        model = self._model
+        fused = [model.get_output_embeddings()] if self.head.packed and not _is_shared(model) else []
+        for layer in model.model.layers:
+            fused += [
+                module for part in (layer.self_attn, layer.mlp) for module in part.children() if _is_linear(module)
+            ]
+        for module in fused:
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=False))
+
     def run(self, x: Tensor, rows: PackedRows, memory: SlotMemory, reads: Reads | None = None) -> Tensor:
         """Logits float32 of the tokens that are read (None: all, in order), from embeddings x [n, W], which this uses
         up; keys and values go to `memory`.  [N, V]
@@ -106,6 +120,17 @@ def is_llama_shaped(model: Any) -> bool:
     config = model.config.get_text_config()
     known = config.model_type in MODEL_TYPES and getattr(config, "hidden_act", None) in ("silu", "swish")
     return known and hasattr(getattr(model, "model", None), "layers")
+
+
+def has_room(model: Any) -> bool:
+    """Whether the fused weights, which for a while stand beside the model's own, fit into the memory that is free."""
+    size = sum(p.numel() * p.element_size() for p in model.model.layers.parameters()) * _ROOM
+    device = model.get_input_embeddings().weight.device
+    if device.type == "cuda":
+        return size <= torch.cuda.mem_get_info(device)[0]
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    free = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
+    return not free or size <= free[0]
 
 
 def _heads(model: Any, places: int) -> Heads:
@@ -148,9 +173,17 @@ def _block(layer: Any) -> Block:
 
 def _head(model: Any) -> FrozenLinear:
     head = model.get_output_embeddings()
-    shared = head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
     size = head.weight.numel() * head.weight.element_size()
-    return frozen_linear([head.weight], [head.bias], pack=not shared or size <= _SHARED_HEAD_BYTES)
+    return frozen_linear([head.weight], [head.bias], pack=not _is_shared(model) or size <= _SHARED_HEAD_BYTES)
+
+
+def _is_shared(model: Any) -> bool:
+    """Whether the output weight is also the word embedding."""
+    return bool(model.get_output_embeddings().weight is model.get_input_embeddings().weight)
+
+
+def _is_linear(module: Any) -> bool:
+    return isinstance(module, torch.nn.Linear)
 
 
 def _float(weight: Tensor) -> Tensor:

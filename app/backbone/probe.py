@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.backbone.decoder import Decoder, is_llama_shaped
+from app.backbone.decoder import Decoder, has_room, is_llama_shaped
 from app.backbone.forward import Forward, MaskStyle
 from app.backbone.packed_runner import PackedRunner
 from app.backbone.reference import ReferenceRunner, plain_logits
@@ -134,6 +134,9 @@ def _decoder(
 ) -> Decoder | None:
     """Our own form of the model if it is one that we know, runs and agrees."""
     if not is_llama_shaped(model):
+        return None
+    if not has_room(model):
+        log.warning("too little memory to lay the weights out anew: serving without the packed form")
         return None
     try:
         decoder = Decoder(model)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from app.backbone import decoder
+from app.backbone.backbone import wrap_model
 from app.backbone.decoder import Decoder
 from app.backbone.decoder_steps import DecoderSteps, TorchSteps
 from app.backbone.packed_runner import PackedRunner
@@ -12,7 +14,8 @@ from app.backbone.reference import ReferenceRunner
 from app.backbone.rows import Row
 from app.backbone.runner import PrefillItem
 from app.backbone.verbalizer import Verbalizer
-from tests.architectures import VOCABULARY, build_model
+from app.errors import UnsupportedBackbone
+from tests.architectures import VOCABULARY, build_backbone, build_model
 
 MODELS = ["llama", "qwen2", "qwen3", "mistral", "narrow_heads"]
 STEPS = [None, TorchSteps()]
@@ -100,3 +103,26 @@ def test_packed_form_in_bfloat16_stays_near_the_models_own() -> None:
         wanted = ReferenceRunner(model, slots=4, places=64).prefill(0, items)
     scale = float(wanted.logits.abs().max())
     torch.testing.assert_close(got.logits, wanted.logits, atol=0.04 * scale, rtol=0)
+
+
+def test_backbone_for_serving_answers_as_before_without_its_plain_weights() -> None:
+    model = build_model("qwen2")
+    plain = wrap_model(model, build_backbone("qwen2").tokenizer, name="qwen2", identity="0" * 64)
+    items = [PrefillItem(Row(tokens(n, n)), verbalizer=LABELS) for n in (4, 31)]
+    with torch.inference_mode():
+        wanted = plain.runner(slots=2, places=64).prefill(0, items)
+        serving = plain.for_serving()
+        got = serving.runner(slots=2, places=64).prefill(0, items)
+    torch.testing.assert_close(got.logits, wanted.logits)
+    assert all(parameter.is_meta for parameter in model.model.layers[0].mlp.parameters())
+    assert serving.vocab_size == VOCABULARY
+    assert serving.runner_name == "packed"
+    with pytest.raises(UnsupportedBackbone, match="laid out for serving"):
+        _ = serving.forward
+
+
+def test_packed_form_without_room_for_it_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "_ROOM", 1e9)
+    model = build_model("llama")
+    backbone = wrap_model(model, build_backbone("llama").tokenizer, name="llama", identity="0" * 64)
+    assert backbone.runner_name == "fast"
