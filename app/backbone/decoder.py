@@ -10,6 +10,8 @@ Pre-norm blocks with RMS norms, rotary positions, grouped-query attention and a 
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,11 @@ class Decoder:
         for module in fused:
             for name, parameter in module.named_parameters(recurse=False):
                 setattr(module, name, torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=False))
+        if self.device.type == "cpu":  # what stays leaves the mapped file, so that none of its pages count as ours
+            for parameter in model.parameters():
+                parameter.data = parameter.data.clone()
+            self.head = self.head if self.head.packed else _head(model)
+            _give_back()
 
     def run(self, x: Tensor, rows: PackedRows, memory: SlotMemory, reads: Reads | None = None) -> Tensor:
         """Logits float32 of the tokens that are read (None: all, in order), from embeddings x [n, W], which this uses
@@ -120,6 +127,12 @@ def is_llama_shaped(model: Any) -> bool:
     config = model.config.get_text_config()
     known = config.model_type in MODEL_TYPES and getattr(config, "hidden_act", None) in ("silu", "swish")
     return known and hasattr(getattr(model, "model", None), "layers")
+
+
+def _give_back() -> None:
+    """Have the C library hand freed memory back to the system, where it knows how (glibc)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def has_room(model: Any) -> bool:
