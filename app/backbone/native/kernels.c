@@ -19,6 +19,7 @@ typedef uint16_t real;
 #endif
 
 #define LANES 16
+#define LINE (64 / (int64_t)sizeof(real))
 typedef float vec __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t words __attribute__((vector_size(64), aligned(4)));
 typedef uint16_t halves __attribute__((vector_size(32), aligned(2)));
@@ -132,6 +133,7 @@ void place(real *qkv, const float *cos, const float *sin, const int64_t *places,
     }
 }
 
+#define UNROLL _Pragma("GCC unroll 16") /* keeps the sums in registers */
 #define QUERIES 4 /* computed side by side: they share the loads of keys and values */
 
 /* The sums of 16 vectors, as one vector. */
@@ -145,27 +147,40 @@ static inline vec sums(vec a[LANES]) {
     return FOLD(a[0], a[1]);
 }
 
-/* scores[t][j] = q[t] . keys[j] for `count` keys; q [QUERIES, D] float32; scores' rows are `stride` apart. */
-static inline __attribute__((always_inline)) void dot_keys(const float *q, const real *keys, int64_t count, int64_t D,
-                                                           float *scores, int64_t stride, const int Q) {
+/* scores[t][j] = q[t] . keys[j] for `count` keys, while their values are on their way; q [QUERIES, D] float32; scores' rows are `stride` apart. */
+static inline __attribute__((always_inline)) void dot_keys(const float *q, const real *keys, const real *values,
+                                                           int64_t count, int64_t D, float *scores, int64_t stride,
+                                                           const int Q) {
     const int K = LANES / Q; /* keys at a time */
     int64_t j = 0;
     for (; j + K <= count; j += K) {
+        if (Q == 1) /* one query waits for memory, several for arithmetic */
+            UNROLL
+            for (int i = 0; i < K; i++)
+                for (int64_t d = 0; d < D; d += LINE) {
+                    __builtin_prefetch(keys + (j + K + i) * D + d);
+                    __builtin_prefetch(values + (j + i) * D + d);
+                }
         vec acc[LANES];
+        UNROLL
         for (int i = 0; i < LANES; i++) acc[i] = (vec){0};
         for (int64_t d = 0; d < D; d += LANES) {
             vec k[LANES];
+            UNROLL
             for (int i = 0; i < K; i++) k[i] = load(keys + (j + i) * D + d);
+            UNROLL
             for (int t = 0; t < Q; t++) {
                 vec part = *(const vec *)(q + t * D + d);
+                UNROLL
                 for (int i = 0; i < K; i++) acc[t * K + i] += part * k[i];
             }
         }
         vec total = sums(acc);
-        for (int t = 0; t < Q; t++)
-            for (int i = 0; i < K; i++) scores[t * stride + j + i] = total[t * K + i];
+        UNROLL
+        for (int t = 0; t < Q; t++) memcpy(scores + t * stride + j, (float *)&total + t * K, K * sizeof(float));
     }
     for (; j < count; j++)
+        UNROLL
         for (int t = 0; t < Q; t++) {
             float sum = 0;
             for (int64_t d = 0; d < D; d++) sum += q[t * D + d] * up(keys[j * D + d]);
@@ -177,18 +192,24 @@ static inline __attribute__((always_inline)) void dot_keys(const float *q, const
 static inline __attribute__((always_inline)) void add_block(const float *p, int64_t stride, const real *values,
                                                             int64_t count, int64_t D, float *out, const int Q,
                                                             const int B) {
-    vec acc[Q * B];
+    vec acc[QUERIES * 4], v[4];
+    UNROLL
     for (int t = 0; t < Q; t++)
+        UNROLL
         for (int b = 0; b < B; b++) acc[t * B + b] = *(vec *)(out + t * D + b * LANES);
     for (int64_t j = 0; j < count; j++) {
-        vec v[B];
+        UNROLL
         for (int b = 0; b < B; b++) v[b] = load(values + j * D + b * LANES);
+        UNROLL
         for (int t = 0; t < Q; t++) {
             float weight = p[t * stride + j];
+            UNROLL
             for (int b = 0; b < B; b++) acc[t * B + b] += weight * v[b];
         }
     }
+    UNROLL
     for (int t = 0; t < Q; t++)
+        UNROLL
         for (int b = 0; b < B; b++) *(vec *)(out + t * D + b * LANES) = acc[t * B + b];
 }
 
@@ -208,20 +229,30 @@ static inline __attribute__((always_inline)) void attend_few(const float *q, con
                                                              const int Q) {
     int64_t at = 0;
     for (int r = 0; r < 3; r++) {
-        dot_keys(q, runs[r].k, runs[r].count, D, scores + at, stride, Q);
+        dot_keys(q, runs[r].k, runs[r].v, runs[r].count, D, scores + at, stride, Q);
         at += runs[r].count;
     }
     float scale[QUERIES];
     for (int t = 0; t < Q; t++) {
         float *s = scores + t * stride, peak = s[0], total = 0;
         int64_t n = lengths[t];
-        for (int64_t j = 1; j < n; j++) peak = s[j] > peak ? s[j] : peak;
+        int64_t j = 0;
+        if (n >= LANES) {
+            vec high = *(const vec *)s;
+            for (j = LANES; j + LANES <= n; j += LANES) {
+                vec next = *(const vec *)(s + j);
+                lanes more = next > high;
+                high = (vec)(((lanes)next & more) | ((lanes)high & ~more));
+            }
+            for (int i = 0; i < LANES; i++) peak = high[i] > peak ? high[i] : peak;
+        }
+        for (; j < n; j++) peak = s[j] > peak ? s[j] : peak;
 #pragma omp simd reduction(+ : total)
-        for (int64_t j = 0; j < n; j++) {
+        for (j = 0; j < n; j++) {
             s[j] = exp_negative(s[j] - peak);
             total += s[j];
         }
-        for (int64_t j = n; j < at; j++) s[j] = 0;
+        for (j = n; j < at; j++) s[j] = 0;
         scale[t] = 1.0f / total;
     }
     memset(out, 0, sizeof(float) * Q * D);
