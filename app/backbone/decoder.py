@@ -68,6 +68,7 @@ class Decoder:
         self.blocks = [_block(layer) for layer in model.model.layers]
         self.norm = _float(model.model.norm.weight)
         self.head = _head(model)
+        self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self.dtype, self.device = weight.dtype, weight.device
         self._model = model
         middle = 2 * model.model.layers[0].mlp.down_proj.in_features * weight.element_size()
@@ -95,13 +96,22 @@ class Decoder:
             self.head = self.head if self.head.packed else _head(model)
             _give_back()
 
-    def run(self, x: Tensor, rows: PackedRows, memory: SlotMemory, reads: Reads | None = None) -> Tensor:
+    def run(
+        self,
+        x: Tensor,
+        rows: PackedRows,
+        memory: SlotMemory,
+        reads: Reads | None = None,
+        *,
+        steps: DecoderSteps | None = None,
+    ) -> Tensor:
         """Logits float32 of the tokens that are read (None: all, in order), from embeddings x [n, W], which this uses
         up; keys and values go to `memory`.  [N, V]
 
-        Behind the last layer's keys and values, only the tokens that are read are computed.
+        Behind the last layer's keys and values, only the tokens that are read are computed. `steps`: other than the
+        decoder's own.
         """
-        steps, epsilon = self.steps, self.epsilon
+        steps, epsilon = steps or self.steps, self.epsilon
         delta: Tensor | None = None
         for layer, block in enumerate(self.blocks):
             qkv = block.qkv(steps.add_rmsnorm(x, delta, block.input_norm, epsilon))

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from app.backbone.slot_memory import SlotMemory
+from app.backbone.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,34 @@ class PackedRows:
     seen: Tensor
     spans: Sequence[Span]
     info: Any = None
+
+    @cached_property
+    def rectangles(self) -> list[Rectangle]:
+        """The rows as plain torch reads them; made once for all layers, with one look at what the device holds."""
+        ends = self.seen[:, (0, 2)].amax(1).tolist()
+        return [
+            _rectangle(part, max(max(ends[s.first : s.first + s.count]) for s in part), self.seen)
+            for part in _alike(self.spans)
+        ]
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """Rows of similar length, filled up to the longest.
+
+    tokens [R, T] int64     index of each token; those that only fill up are the row's first
+    slots  [R]    int64
+    real   [m]    int64     the tokens that do not fill up, and
+    cells  [m]    int64     where in [R T] they are
+    mask   [R, 1, T, S] bool, over the first `keys` places
+    """
+
+    tokens: Tensor
+    slots: Tensor
+    real: Tensor
+    cells: Tensor
+    mask: Tensor
+    keys: int
 
 
 class DecoderSteps(Protocol):
@@ -107,29 +138,20 @@ class TorchSteps:
                 memory.copy(span.leader, span.slot, 0, span.trunk, layer)
         query = qkv.view(n, -1, heads.width)[:, : heads.queries]  # [n, H, D]
         out = torch.empty_like(query)
-        for part in _rectangles(rows.spans):
-            first = torch.tensor([span.first for span in part], device=qkv.device)
-            count = torch.tensor([span.count for span in part], device=qkv.device)
-            slots = torch.tensor([span.slot for span in part], device=qkv.device)
-            column = torch.arange(part[0].count, device=qkv.device)
-            real = column < count[:, None]  # [R, T]
-            tokens = torch.where(real, first[:, None] + column, first[:, None])  # [R, T]
-            seen = rows.seen[tokens]  # [R, T, 3]
-            places = torch.arange(int(seen[..., (0, 2)].max()), device=qkv.device)
-            mask = (places < seen[..., :1]) | ((places >= seen[..., 1:2]) & (places < seen[..., 2:]))  # [R, T, S]
-            keys = memory.keys[layer][slots, :, : len(places)]  # [R, G, S, D]
-            values = memory.values[layer][slots, :, : len(places)]
-            grouped = query[tokens].unflatten(2, (heads.groups, heads.repeat)).permute(0, 2, 3, 1, 4)  # [R, G, r, T, D]
-            shape = grouped.shape
+        for part in rows.rectangles:
+            keys = memory.keys[layer][part.slots, :, : part.keys]  # [R, G, S, D]
+            values = memory.values[layer][part.slots, :, : part.keys]
+            grouped = query[part.tokens].unflatten(2, (heads.groups, heads.repeat)).permute(0, 2, 3, 1, 4)
+            shape = grouped.shape  # [R, G, r, T, D]
             answer = F.scaled_dot_product_attention(
                 grouped.flatten(2, 3),
                 keys,
                 values,
-                attn_mask=mask[:, None].repeat(1, 1, heads.repeat, 1),
+                attn_mask=part.mask.repeat(1, 1, heads.repeat, 1),
                 scale=heads.scale,
             )
             answer = answer.view(shape).permute(0, 3, 1, 2, 4).flatten(2, 3)  # [R, T, H, D]
-            out[tokens[real]] = answer[real]
+            out[part.real] = answer.flatten(0, 1)[part.cells]
         return out.view(n, -1)
 
 
@@ -138,7 +160,19 @@ def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon) * weight).to(x.dtype)
 
 
-def _rectangles(spans: Sequence[Span]) -> list[list[Span]]:
+def _rectangle(part: Sequence[Span], keys: int, seen: Tensor) -> Rectangle:
+    first, count, slots = (np.array(each) for each in zip(*((s.first, s.count, s.slot) for s in part), strict=True))
+    column = np.arange(count[0])  # the first row is the longest
+    inside = column < count[:, None]  # [R, T]
+    tokens = np.where(inside, first[:, None] + column, first[:, None])
+    numbers = tokens, slots, tokens[inside], np.flatnonzero(inside), np.arange(keys)
+    at, where, real, cells, places = to_device(seen.device, *numbers)
+    of = seen[at]  # [R, T, 3]
+    mask = (places < of[..., :1]) | ((places >= of[..., 1:2]) & (places < of[..., 2:]))  # [R, T, S]
+    return Rectangle(tokens=at, slots=where, real=real, cells=cells, mask=mask[:, None], keys=keys)
+
+
+def _alike(spans: Sequence[Span]) -> list[list[Span]]:
     """Rows of similar length together, longest first, so that little of a rectangle is padding."""
     parts: list[list[Span]] = []
     for span in sorted(spans, key=lambda span: -span.count):

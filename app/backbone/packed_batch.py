@@ -15,6 +15,7 @@ from torch import Tensor
 
 from app.backbone.decoder_steps import PackedRows, Span
 from app.backbone.rows import Row
+from app.backbone.transfer import to_device
 
 Branches = Sequence[Sequence[int]]
 
@@ -68,16 +69,9 @@ def pack_rows(
     flat, table = np.asarray(ids, np.int64), np.asarray(starts, np.int64)
     virtual = flat < 0
     described = np.concatenate(pieces, axis=1)  # [6, n]
-
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-    return PackedBatch(
-        ids=tensor(np.where(virtual, table - 1 - flat, flat)),
-        virtual=tensor(virtual),
-        rows=PackedRows(places=tensor(described[:3].T), seen=tensor(described[3:].T), spans=spans),
-        ends=ends,
-    )
+    shown = np.where(virtual, table - 1 - flat, flat)
+    where, seen, tokens, marks = to_device(device, described[:3].T, described[3:].T, shown, virtual.astype(np.int64))
+    return PackedBatch(ids=tokens, virtual=marks.bool(), rows=PackedRows(where, seen, spans), ends=ends)
 
 
 def _describe(total: int, skip: int, branches: Sequence[int], slot: int) -> np.ndarray:

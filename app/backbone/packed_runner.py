@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from app.backbone.decoder import Decoder, Reads
 from app.backbone.decoder_steps import PackedRows, Span
+from app.backbone.graphs import StaticDecode, capture_for
 from app.backbone.kv import PrefixKV
 from app.backbone.layout import embed, stack_prompts
 from app.backbone.native.steps import ROW_INFO
@@ -30,10 +31,16 @@ class PackedRunner:
     name = "packed"
     packed = True
 
-    def __init__(self, decoder: Decoder, *, slots: int, places: int) -> None:
+    def __init__(self, decoder: Decoder, *, slots: int, places: int, static: bool | None = None) -> None:
+        """`static`: decode in steps of fixed shapes (graphs.py); None: on a GPU."""
+        static = decoder.device.type == "cuda" if static is None else static
+        if static and decoder.steps.shares_bases:
+            raise ValueError("steps of fixed shapes need each row's keys and values in its own slot")
         self.slots, self.places = slots, places
         self._decoder = decoder
-        self._memory = decoder.memory(slots=slots, places=places)
+        self._memory = decoder.memory(slots=slots + static, places=places)
+        capture = capture_for(decoder.device)
+        self._static = StaticDecode(decoder, self._memory, slots=slots, capture=capture) if static else None
         self._bases: list[PrefixKV | None] = [None] * slots  # kept alive while a row reads them
         self._info = np.zeros(slots, ROW_INFO)  # of the running rows, for decode steps
         self._info["first"] = self._info["slot"] = np.arange(slots)
@@ -58,7 +65,7 @@ class PackedRunner:
         rows = PackedRows(batch.rows.places, batch.rows.seen, batch.rows.spans, info)
         plan = plan_scores(batch.ends, [item.verbalizer for item in items], self._decoder.device)
         embeds = embed(batch, self._decoder.embedding, table)
-        logits = self._decoder.run(embeds, rows, self._memory, _only(rows, plan))
+        logits = self._decoder.run(embeds, rows, self._memory, _only(rows, plan, batch.ends))
         self._part(items, batch.rows.spans)
         scored = iter(plan.label_scores(logits))
         return Prefilled(
@@ -69,6 +76,8 @@ class PackedRunner:
         )
 
     def decode(self, tokens: Tensor, lengths: Tensor, longest: int) -> Tensor:
+        if self._static is not None:
+            return self._static(tokens, lengths, longest)
         count = tokens.shape[0]
         slots = self._rows[:count]
         self._seen[:count, 0] = lengths + 1
@@ -130,10 +139,10 @@ def _needed(item: PrefillItem, cached: int) -> Tensor | None:
     return item.prompt if any(index < 0 for index in item.row.ids[cached:]) else None
 
 
-def _only(rows: PackedRows, plan: ScorePlan) -> Reads:
-    """The rows with the plan's tokens alone; its reads stand in the order of the rows."""
-    firsts = [*plan.trunks.tolist(), len(plan.reads)]
-    counts = [stop - start for start, stop in pairwise(firsts)]
+def _only(rows: PackedRows, plan: ScorePlan, ends: Sequence[int]) -> Reads:
+    """The rows with the plan's tokens alone: of each row its last token, at `ends`, and the branches behind it."""
+    counts = [span.first + span.count - end for span, end in zip(rows.spans, ends, strict=True)]
+    firsts = [0, *accumulate(counts)]
     spans = [replace(span, first=first, count=n) for span, first, n in zip(rows.spans, firsts, counts, strict=False)]
     info = rows.info.copy()
     info["first"], info["count"] = firsts[:-1], counts

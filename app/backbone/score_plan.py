@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from app.backbone.transfer import to_device
 from app.backbone.verbalizer import Verbalizer
 
 
@@ -75,11 +77,10 @@ def plan_scores(ends: Sequence[int], verbalizers: Sequence[Verbalizer | None], d
             labels.append(label_base + label)
         label_base += len(verbalizer.labels)
 
-    def tensor(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
-
     sizes = tuple(len(v.labels) for v in verbalizers if v is not None)
-    return ScorePlan(tensor(reads), tensor(pick), tensor(tokens), tensor(words), tensor(labels), tensor(trunks), sizes)
+    names = ("reads", "pick", "tokens", "words", "labels", "trunks")
+    numbers = (np.asarray(values, np.int64) for values in (reads, pick, tokens, words, labels, trunks))
+    return ScorePlan(**dict(zip(names, to_device(device, *numbers), strict=True)), sizes=sizes)
 
 
 def _log_sum_exp(values: Tensor, groups: Tensor, count: int) -> Tensor:

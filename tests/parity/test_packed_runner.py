@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from app.backbone import decoder
 from app.backbone.backbone import wrap_model
 from app.backbone.decoder import Decoder
-from app.backbone.decoder_steps import DecoderSteps, TorchSteps
+from app.backbone.decoder_steps import TorchSteps
 from app.backbone.packed_runner import PackedRunner
 from app.backbone.reference import ReferenceRunner
 from app.backbone.rows import Row
@@ -18,9 +20,16 @@ from app.errors import UnsupportedBackbone
 from tests.architectures import VOCABULARY, build_backbone, build_model
 
 MODELS = ["llama", "qwen2", "qwen3", "mistral", "narrow_heads"]
-STEPS = [None, TorchSteps()]
+FORMS = ["native", "torch", "static"]
 LABELS = Verbalizer(("a", "b"), (("a", "A"), ("b",)), (((5,), (6, 7, 8)), ((9, 10),)), terminated=False)
 TOLERANCE = 1e-4
+
+
+def packed(model: Any, form: str, *, slots: int, places: int) -> PackedRunner:
+    """The packed runner with compiled steps (plain ones without a compiler), with plain ones, or with plain ones and
+    decode steps of fixed shapes, as on a GPU."""
+    steps = None if form == "native" else TorchSteps()
+    return PackedRunner(Decoder(model, steps=steps), slots=slots, places=places, static=form == "static")
 
 
 def tokens(count: int, seed: int) -> tuple[int, ...]:
@@ -41,11 +50,11 @@ def fan_out(width: int) -> list[PrefillItem]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("steps", STEPS, ids=["native", "torch"])
-def test_rows_that_share_a_text_equal_each_row_alone(name: str, steps: DecoderSteps | None) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_that_share_a_text_equal_each_row_alone(name: str, form: str) -> None:
     model = build_model(name)
     items = fan_out(model.config.hidden_size)
-    runner = PackedRunner(Decoder(model, steps=steps), slots=16, places=96)
+    runner = packed(model, form, slots=16, places=96)
     reference = ReferenceRunner(model, slots=16, places=96)
     with torch.inference_mode():
         got, wanted = runner.prefill(2, items), reference.prefill(2, items)
@@ -65,10 +74,10 @@ def test_rows_that_share_a_text_equal_each_row_alone(name: str, steps: DecoderSt
             torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("steps", STEPS, ids=["native", "torch"])
-def test_a_freed_slot_full_of_nan_does_not_reach_its_next_row(steps: DecoderSteps | None) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_a_freed_slot_full_of_nan_does_not_reach_its_next_row(form: str) -> None:
     model = build_model("llama")
-    runner = PackedRunner(Decoder(model, steps=steps), slots=2, places=64)
+    runner = packed(model, form, slots=2, places=64)
     poison = torch.full((4, model.config.hidden_size), torch.nan)
     clean = PrefillItem(Row(tokens(9, 1)))
     with torch.inference_mode():
