@@ -105,8 +105,8 @@ class Decoder:
         *,
         steps: DecoderSteps | None = None,
     ) -> Tensor:
-        """Logits float32 of the tokens that are read (None: all, in order), from embeddings x [n, W], which this uses
-        up; keys and values go to `memory`.  [N, V]
+        """Logits, in the model's dtype, of the tokens that are read (None: all, in order), from embeddings x [n, W],
+        which this uses up; keys and values go to `memory`.  [N, V]
 
         Behind the last layer's keys and values, only the tokens that are read are computed. `steps`: other than the
         decoder's own.
@@ -120,7 +120,7 @@ class Decoder:
                 x, qkv, rows = x[reads.tokens], qkv[reads.tokens], reads.rows
             delta = block.attention_out(steps.attend(qkv, rows, memory, layer))
             delta = self._feed_forward(block, steps.add_rmsnorm(x, delta, block.inner_norm, epsilon))
-        return self.head(steps.add_rmsnorm(x, delta, self.norm, epsilon)).float()
+        return self.head(steps.add_rmsnorm(x, delta, self.norm, epsilon))
 
     def _feed_forward(self, block: Block, y: Tensor) -> Tensor:
         """[n, W] -> [n, W], in pieces whose wide middle stays in the processor's cache."""

@@ -50,7 +50,7 @@ class StaticDecode:
         # What a step reads and writes, at fixed addresses: token, length and slot of each row; logits.
         self._token, self._length, self._slot = torch.zeros(3, slots, dtype=torch.int64, device=device)
         self._numbers = torch.arange(slots, device=device)
-        self._logits = torch.empty(slots, decoder.vocabulary, dtype=torch.float32, device=device)
+        self._logits = torch.empty(slots, decoder.vocabulary, dtype=decoder.dtype, device=device)
 
     @property
     def buckets(self) -> list[tuple[int, int]]:
@@ -58,7 +58,7 @@ class StaticDecode:
         return list(self._graphs)
 
     def __call__(self, tokens: Tensor, lengths: Tensor, longest: int) -> Tensor:
-        """As `Runner.decode`: logits [B, V] float32 after feeding `tokens` [B] to rows of `lengths` [B] tokens."""
+        """As `Runner.decode`: logits [B, V] after feeding `tokens` [B] to rows of `lengths` [B] tokens."""
         count = tokens.shape[0]
         rows, keys = row_bucket(count, self._slots), key_bucket(longest + 1, self._memory.places)
         self._token[:count], self._length[:count], self._slot[:count] = tokens, lengths, self._numbers[:count]

@@ -69,7 +69,7 @@ class PackedRunner:
         self._part(items, batch.rows.spans)
         scored = iter(plan.label_scores(logits))
         return Prefilled(
-            logits=logits[plan.trunks],
+            logits=logits if len(plan.reads) == len(items) else logits[plan.trunks],
             scores=[next(scored) if item.verbalizer else None for item in items],
             tokens=batch.tokens,
             padding=0,

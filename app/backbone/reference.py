@@ -43,8 +43,9 @@ class ReferenceRunner:
     def decode(self, tokens: Tensor, lengths: Tensor, longest: int) -> Tensor:
         embeds = self._embedding(tokens[:, None])  # [B, 1, H]
         for cache, length in zip(self._caches, lengths.tolist(), strict=False):
-            if cache is not None and cache.get_seq_length() > length:
-                cache.crop(length - cache.get_seq_length())  # this step failed before, after it had written the row
+            excess = _tokens_in(cache) - length
+            if cache is not None and excess > 0:
+                cache.crop(-excess)  # this step failed before, after it had written the row
         return torch.stack(
             [plain_logits(self._model, embeds[i : i + 1], self._caches[i])[-1] for i in range(len(tokens))]
         )
@@ -75,6 +76,14 @@ class ReferenceRunner:
         logits = plain_logits(self._model, self.embeds(whole, prompt))[-len(answer) :]
         ids = torch.tensor(answer, device=logits.device)
         return logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
+
+
+def _tokens_in(cache: DynamicCache | None) -> int:
+    """0 for the caches of recurrent models, which do not count."""
+    try:
+        return 0 if cache is None else int(cache.get_seq_length())
+    except ValueError:
+        return 0
 
 
 def plain_logits(model: Any, embeds: Tensor, cache: DynamicCache | None = None) -> Tensor:

@@ -36,7 +36,8 @@ class PrefillItem:
 
 @dataclass(frozen=True)
 class Prefilled:
-    """`logits` [n, V] float32 after each row's last token; `scores` [K] float32 for rows with a verbalizer.
+    """`logits` [n, V], float32 or in the model's dtype, after each row's last token; `scores` [K] float32 for rows with
+    a verbalizer.
     `padding` counts tokens that were computed only to fill the batch up."""
 
     logits: Tensor
@@ -58,7 +59,7 @@ class Runner(Protocol):
 
     def decode(self, tokens: Tensor, lengths: Tensor, longest: int) -> Tensor:
         """Feed one token [B] to each row in slots 0 to B, which hold `lengths` [B] tokens, at most `longest`.
-        Logits [B, V] float32."""
+        Logits [B, V], float32 or in the model's dtype."""
         ...
 
     def read_prefix(self, slot: int, length: int) -> PrefixKV | None:
@@ -128,4 +129,5 @@ class FastRunner:
 def greedy_token(logits: Tensor) -> tuple[Tensor, Tensor]:
     """(best token [B], gap between the best and the second log-probability [B])."""
     best = torch.topk(logits, 2, dim=-1)
-    return best.indices[:, 0], best.values[:, 0] - best.values[:, 1]
+    values = best.values.float()
+    return best.indices[:, 0], values[:, 0] - values[:, 1]

@@ -45,7 +45,10 @@ class ScorePlan:
 
     def label_scores(self, logits: Tensor) -> list[Tensor]:
         """Log-scores per row, [K] float32 each, from logits [N, V] at `reads`."""
-        log_probs = logits.float().log_softmax(-1)[self.pick, self.tokens]  # [M]
+        if not self.sizes:
+            return []
+        logits = logits.float()
+        log_probs = logits[self.pick, self.tokens] - logits.logsumexp(-1)[self.pick]  # [M]
         words = torch.zeros(self.labels.shape[0], device=logits.device).index_add(0, self.words, log_probs)  # [W]
         return list(_log_sum_exp(words, self.labels, sum(self.sizes)).split(list(self.sizes)))
 

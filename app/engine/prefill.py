@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class Prefiller:
         spent = self._run_cold_prefixes(batch, found)
         items = [self._item(row, before, found) for row, before in zip(rows, (None, *rows), strict=False)]
         done = self._isolating.prefill(batch.start, items)
-        scores = [None if of is None else tuple(of.tolist()) for of in done.scores]
+        scores = _numbers(done.scores)
         finite = [
             ok and not (of is not None and any(map(math.isnan, of)))
             for ok, of in zip(_finite(done.logits), scores, strict=True)
@@ -106,6 +107,13 @@ def _prefix_key(row: Sequence) -> PrefixKey | None:
     """What a row's leading keys and values are cached by; None for rows that begin with text."""
     digest, length = row.row.digest, row.row.row.prefix
     return (digest, length) if digest is not None and length else None
+
+
+def _numbers(scores: list[Tensor | None]) -> list[tuple[float, ...] | None]:
+    """The same on the host, in one transfer."""
+    real = [of for of in scores if of is not None]
+    flat = iter(torch.cat(real).tolist() if real else ())
+    return [None if of is None else tuple(islice(flat, len(of))) for of in scores]
 
 
 def _finite(logits: Tensor) -> list[bool]:

@@ -94,7 +94,7 @@ class SlotState:
         self._real[:, start : start + len(rows)] = torch.tensor(real, dtype=torch.float32).to(self._device)
 
     def advance(self, start: int, logits: Tensor, lineup: Lineup) -> Chosen:
-        """Choose the next token of the rows from `start` on, logits [B, V] float32; the state moves on by one.
+        """Choose the next token of the rows from `start` on, logits [B, V]; the state moves on by one.
 
         One transfer from the device, a second one where there are coupled rows.
         """
@@ -102,8 +102,10 @@ class SlotState:
         finite = torch.isfinite(logits.sum(-1))  # one number that is not finite shows in the sum
         own = logits
         if lineup.coupled is not None:
-            mixed = mix(logits[lineup.coupled], self.temperature[rows][lineup.coupled], lineup.groups, lineup.sizes)
-            logits = logits.index_copy(0, lineup.coupled, mixed)
+            mixed = mix(
+                logits[lineup.coupled].float(), self.temperature[rows][lineup.coupled], lineup.groups, lineup.sizes
+            )
+            logits = logits.float().index_copy(0, lineup.coupled, mixed)
         token = self._sample(logits, rows, lineup)
         self.token[rows] = token
         self.step[rows] += 1
@@ -114,15 +116,15 @@ class SlotState:
         self._real[:, target] = self._real[:, source]
 
     def _sample(self, logits: Tensor, rows: slice, lineup: Lineup) -> Tensor:
-        token = logits.argmax(-1)
+        token = logits.max(-1).indices  # in bfloat16 several times as fast as argmax
         temperature, top_p, top_k = self.temperature[rows], self.top_p[rows], self.top_k[rows]
         seed, step = self.seed[rows], self.step[rows]
         if lineup.uncut is not None:
             i = lineup.uncut
-            token[i] = draw_uncut(logits[i], temperature[i], seed[i], step[i])
+            token[i] = draw_uncut(logits[i].float(), temperature[i], seed[i], step[i])
         if lineup.cut is not None:
             i = lineup.cut
-            token[i] = draw(logits[i], temperature[i], top_p[i], top_k[i], seed[i], step[i])
+            token[i] = draw(logits[i].float(), temperature[i], top_p[i], top_k[i], seed[i], step[i])
         if lineup.coupled is not None:
             token[lineup.coupled] = token[lineup.firsts]
         return token
@@ -131,7 +133,7 @@ class SlotState:
 def _views(logits: Tensor, token: Tensor, lineup: Lineup) -> dict[int, View]:
     if lineup.coupled is None:
         return {}
-    own, chosen = logits[lineup.coupled], token[lineup.coupled]
+    own, chosen = logits[lineup.coupled].float(), token[lineup.coupled]
     logprobs = own.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
     agrees = own.argmax(-1) == chosen
     both = torch.stack((lineup.coupled.double(), logprobs.double(), agrees.double())).tolist()

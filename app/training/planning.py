@@ -10,8 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prompt_store.store import PromptStore
-
 from app.backbone import Backbone, Template, compile_verbalizer, default_bos, encode_row, label_words, parse_template
 from app.errors import InvalidDataset, InvalidTemplate, InvalidVerbalizer
 from app.training.data import FEW_ROWS, RowSet
@@ -20,6 +18,7 @@ from app.training.plan import Plan
 from app.training.requests import TrainingData, TrainRequest, ValidationData
 from prompt_store import errors as store_errors
 from prompt_store.models import PROD, PromptMeta, TaskSpec
+from prompt_store.store import PromptStore
 
 DEFAULT_VIRTUAL_TOKENS = 20
 SHORT_ANSWER_WORDS = 3
