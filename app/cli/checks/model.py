@@ -62,7 +62,9 @@ def check_model(settings: Settings) -> list[Check]:
 
 def _check_runner(backbone: Backbone) -> Check:
     if backbone.runner_name != "reference":
-        return Check("runner", "ok", "fast: it agrees with the model's own forward")
+        decoder = backbone.probed.decoder
+        steps = "" if decoder is None else f" ({'compiled' if decoder.steps.name == 'native' else 'plain torch'} steps)"
+        return Check("runner", "ok", f"{backbone.runner_name}{steps}: it agrees with the model's own forward")
     return Check("runner", "warn", f"{backbone.runner_name}: correct, but slow; {backbone.probed.reason}")
 
 
