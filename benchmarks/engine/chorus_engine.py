@@ -31,7 +31,7 @@ class ChorusPeer(BasePeer):
         super().__init__(options)
         model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.shape.torch_dtype)
         tokenizer = make_tokenizer(AutoTokenizer.from_pretrained(self.folder), model)
-        backbone = wrap_model(model, tokenizer, name=self.shape.name, identity="0" * 64)
+        backbone = wrap_model(model, tokenizer, name=self.shape.name, identity="0" * 64).for_serving()
         config = EngineConfig(
             max_rows=options["rows"],
             max_context=options.get("context", CONTEXT),
