@@ -210,4 +210,4 @@ def _is_linear(module: Any) -> bool:
 
 
 def _float(weight: Tensor) -> Tensor:
-    return weight.detach().float().contiguous()
+    return weight.detach().to(torch.float32, copy=True).contiguous()  # never a part of the mapped file

@@ -1,4 +1,4 @@
-"""A process that imports what any transformers program imports, and no more: what memory is compared with."""
+"""A process that imports what any transformers program with such a model imports: what memory is compared with."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from benchmarks.engine import wire
 
 
 class Imports:
-    """The classes are touched: transformers imports lazily."""
+    """The classes are touched, those of the models too: transformers imports lazily."""
 
     def __init__(self) -> None:
         self.classes = (transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.DynamicCache)
+        self.models = (transformers.LlamaForCausalLM, transformers.Qwen2ForCausalLM)
 
     def memory(self) -> dict[str, Any]:
         return {}

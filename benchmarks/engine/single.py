@@ -96,7 +96,7 @@ def memory(stage: Stage, key: str) -> Section:
         ("weights", weights),
         ("keys and values of the slots", slots),
         ("keys and values of prompts", prompts),
-        ("a process that imports torch and transformers", bare),
+        ("a process that imports torch, transformers and the model's code", bare),
         ("**beyond these**", beyond),
     ]
     return Section(
