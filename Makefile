@@ -5,7 +5,7 @@ TESTS ?= tests
 RUN := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check fix docs test-slow chaos test-gpu bench bench-peers starters env clean
+.PHONY: help setup serve test check fix docs test-slow chaos test-gpu bench bench-gpu bench-peers starters env clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench: setup ## measure: the engine beside its peers (ARGS for a part), training
 	$(PY) -m benchmarks.http_load --work .peers/work --write docs/results/http.md
 	$(PY) -m benchmarks.train_under_load
 	@if [ -n "$(DATA)" ]; then $(PY) -m benchmarks.mixed_tasks --data "$(DATA)"; fi
+
+bench-gpu: setup ## on a GPU: beside `generate` and what the GPU can do at most (ARGS="--model NAME")
+	$(PY) -m benchmarks.gpu --write docs/results/gpu.md $(ARGS)
 
 bench-peers: ## install vLLM for CPUs beside us, in .peers/vllm, for make bench to measure
 	@benchmarks/engine/setup_vllm.sh

@@ -56,6 +56,27 @@ def test_recorded_steps_equal_plain_steps_after_rows_came_and_went() -> None:
                 torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
+def test_steps_on_a_gpu_are_recorded_and_not_only_run() -> None:
+    runner = PackedRunner(Decoder(build_model("llama").to("cuda")), slots=4, places=96)
+    with torch.inference_mode():
+        decode(runner, rows((4, 31, 17)), 2)
+    assert runner._static is not None
+    assert runner._static.buckets == [(4, 64)]
+
+
+def test_a_freed_slot_full_of_nan_on_a_gpu_does_not_reach_its_next_row() -> None:
+    model = build_model("llama").to("cuda")
+    runner = PackedRunner(Decoder(model), slots=2, places=96)
+    poison = torch.full((4, model.config.hidden_size), torch.nan, device="cuda")
+    spoilt = PrefillItem(Row((-1, -2, -3, -4, *range(5, 40))), poison)
+    with torch.inference_mode():
+        wanted = decode(runner, rows((9, 20)), 3)
+        assert not torch.isfinite(runner.prefill(0, [spoilt]).logits).any()
+        runner.wipe(0)
+        for ours, theirs in zip(decode(runner, rows((9, 20)), 3), wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
 def test_a_replayed_step_never_waits_for_the_gpu() -> None:
     runner = PackedRunner(Decoder(build_model("llama").to("cuda")), slots=4, places=96)
     items = rows((6, 20))
