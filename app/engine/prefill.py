@@ -16,6 +16,7 @@ from app.backbone.runner import PrefillItem, Runner
 from app.engine.groups import Sequence
 from app.engine.isolation import IsolatingRunner
 from app.engine.prompts import PrefixKey, ResidentPrompts
+from app.engine.sampling import finite_rows
 from app.engine.scheduler import Batch
 
 # Tokens that a pass of its own over cold prefixes has to save: below, it costs more than it spares.
@@ -50,7 +51,7 @@ class Prefiller:
         scores = _numbers(done.scores)
         finite = [
             ok and not (of is not None and any(map(math.isnan, of)))
-            for ok, of in zip(_finite(done.logits), scores, strict=True)
+            for ok, of in zip(finite_rows(done.logits).tolist(), scores, strict=True)
         ]
         self._keep_prefixes([row for row, ok in zip(rows, finite, strict=True) if ok], found)
         return Started(done.logits, scores, finite, done.tokens + spent, done.padding)
@@ -81,7 +82,7 @@ class Prefiller:
             return 0
         items = [PrefillItem(Row(cold[key][0].row.row.ids[: key[1]]), self._prompts.vectors(key[0])) for key in shared]
         done = self._isolating.prefill(batch.start, items)
-        for slot, (key, ok) in enumerate(zip(shared, _finite(done.logits), strict=True), batch.start):
+        for slot, (key, ok) in enumerate(zip(shared, finite_rows(done.logits).tolist(), strict=True), batch.start):
             if ok:
                 found[key] = self._read(slot, key)
             else:
@@ -114,8 +115,3 @@ def _numbers(scores: list[Tensor | None]) -> list[tuple[float, ...] | None]:
     real = [of for of in scores if of is not None]
     flat = iter(torch.cat(real).tolist() if real else ())
     return [None if of is None else tuple(islice(flat, len(of))) for of in scores]
-
-
-def _finite(logits: Tensor) -> list[bool]:
-    """Per row of [n, V]: one number that is not finite shows in the sum."""
-    return torch.isfinite(logits.sum(-1)).tolist()

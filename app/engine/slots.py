@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from app.engine.groups import Sequence as Row
-from app.engine.sampling import draw, draw_uncut, mix
+from app.engine.sampling import draw, draw_uncut, finite_rows, mix
 from app.engine.types import View
 
 
@@ -99,7 +99,7 @@ class SlotState:
         One transfer from the device, a second one where there are coupled rows.
         """
         rows = slice(start, start + logits.shape[0])
-        finite = torch.isfinite(logits.sum(-1))  # one number that is not finite shows in the sum
+        finite = finite_rows(logits)
         own = logits
         if lineup.coupled is not None:
             mixed = mix(

@@ -36,3 +36,14 @@ def test_row_whose_logits_are_not_finite_is_told_from_its_neighbours() -> None:
     logits[:, 7] = 1.0
     logits[1, 3], logits[2, 3] = float("nan"), float("-inf")
     assert state.advance(0, logits, Lineup.of(rows, CPU)).tokens == [7, -1, -1, 7]
+
+
+def test_rows_of_a_large_vocabulary_in_float16_are_finite_though_their_sum_is_not() -> None:
+    rows = [group_of(Sampling(5)).sequences[0] for _ in range(2)]
+    state = SlotState(2, CPU)
+    state.open(0, rows)
+    logits = torch.full((2, 50_000), -9.0, dtype=torch.float16)
+    logits[:, 7] = 1.0
+    logits[1, 40_000] = torch.nan
+    assert torch.isinf(logits[0].sum())
+    assert state.advance(0, logits, Lineup.of(rows, CPU)).tokens == [7, -1]
