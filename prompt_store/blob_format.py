@@ -2,7 +2,7 @@
 
     8 bytes    length of the header, little endian
     header     JSON: `__metadata__` holds one key, `chorus`, whose value is the PromptMeta as canonical JSON;
-               one entry per tensor: `prompt`, F32, [P, H]; none at all when P is 0
+               one entry per tensor, F32: `prompt` [P, H], or those that the PromptMeta names; none when P is 0
     data       the tensors' values
 
 Equal content gives equal bytes, hence an equal digest. Nothing here opens a file. The header is checked before the
@@ -35,7 +35,9 @@ _ORDERED = ("verbalizer", "verbalizer_ids")
 
 
 def expected_tensors(meta: PromptMeta) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the tensors that a prompt with this metadata must hold, all float32."""
+    """Name -> shape of the tensors that a prompt with this metadata must hold, all float32, in the file's order."""
+    if meta.tensors is not None:
+        return {name: meta.tensors[name] for name in sorted(meta.tensors)}
     if meta.num_virtual_tokens == 0:
         return {}
     return {"prompt": (meta.num_virtual_tokens, meta.backbone.hidden_size)}

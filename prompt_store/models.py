@@ -24,6 +24,7 @@ Metric = Literal["accuracy", "macro_f1", "exact_match", "rouge_l", "loss"]
 Family = Literal["causal", "seq2seq", "masked"]
 VersionState = Literal["candidate", "published", "quarantined", "retired"]
 EnsembleMode = Literal["vote", "mean"]
+TensorName = Literal["prompt", "prefix", "decoder_prompt", "decoder_prefix", "cross_prefix"]
 
 
 class Record(BaseModel):
@@ -91,7 +92,9 @@ class PromptMeta(Record):
 
     `verbalizer` maps label -> words; `verbalizer_ids` label -> token ids of each word; `terminated` says whether the
     end token counts in each word's score. `bos` is where the begin token stands: PEFT's order is `after_prompt`.
-    Tensors of the causal family: one, named `prompt`, shape [P, H], float32.
+    `tensors` maps each tensor's name to its shape, all float32; None means the usual single one, `prompt` [P, H], or
+    none at all when P is 0. Names: `prompt`, `prefix` and, of encoder-decoders, `decoder_prompt`, `decoder_prefix`,
+    `cross_prefix`; a prefix holds keys and values per layer, [2, L, G, P, D].
     """
 
     format: Literal[1] = 1
@@ -104,9 +107,15 @@ class PromptMeta(Record):
     method: dict[str, Any]
     backbone: BackboneRef
     num_virtual_tokens: int = Field(ge=0)
+    tensors: dict[TensorName, tuple[Annotated[int, Field(ge=1)], ...]] | None = None
     decoding: Decoding = Decoding()
     golden: tuple[Golden, ...] = ()
     provenance: dict[str, Any] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_usual_tensors(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Written without `tensors` where they are the usual one, so that such blobs keep the bytes they had."""
+        return {name: value for name, value in write(self).items() if name != "tensors" or value is not None}
 
 
 class Calibration(Record):

@@ -48,7 +48,7 @@ def make_prompt(
         digest=hashlib.sha256(f"{template}{words}{seed}{backbone.name}".encode()).hexdigest(),
         template=parsed,
         bos=bos or default_bos(backbone.tokenizer),
-        vectors=vectors,
+        learned=vectors,
         verbalizer=compile_verbalizer(backbone.tokenizer, words) if words else None,
         decoding=Decoding(max_tokens=8),
         golden=golden,

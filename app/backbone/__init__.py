@@ -5,6 +5,7 @@ from app.backbone.generation import Generated, generate_greedy
 from app.backbone.prompt import LoadedPrompt, load_prompt
 from app.backbone.rows import Bos, Row, default_bos, encode_answer, encode_row
 from app.backbone.scoring import answer_logprobs, score_labels
+from app.backbone.soft_prompt import SoftPrompt
 from app.backbone.template import Template, parse_template
 from app.backbone.tokenizer import BackboneTokenizer
 from app.backbone.verbalizer import Verbalizer, compile_verbalizer, label_words
@@ -20,6 +21,7 @@ __all__ = [
     "Golden",
     "LoadedPrompt",
     "Row",
+    "SoftPrompt",
     "Template",
     "Verbalizer",
     "answer_logprobs",

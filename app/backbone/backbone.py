@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from app.backbone.fingerprint import fingerprint
 from app.backbone.forward import Forward
+from app.backbone.kv import KVShape
 from app.backbone.packed_runner import PackedRunner
 from app.backbone.placement import choose_device, choose_dtype
 from app.backbone.probe import ProbeResult, probe, probeable_context
@@ -91,6 +92,11 @@ class Backbone:
     @property
     def dtype(self) -> torch.dtype:
         return self.embedding_weight.dtype
+
+    @property
+    def kv_shape(self) -> KVShape | None:
+        """What a token leaves in the layers; None where a prompt of keys and values cannot be given."""
+        return self.probed.kv_shape
 
     @property
     def forward(self) -> Forward:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from app.backbone.given import GivenPrefixes
 from app.backbone.kv import SlotCache
 from app.backbone.layout import Layout, attention_mask
 
@@ -41,11 +42,17 @@ class Forward:
         return bool(self.model.config._attn_implementation == "eager")
 
     def run(
-        self, embeds: Tensor, layout: Layout, reads: Tensor, cache: SlotCache | None = None, *, start: int = 0
+        self,
+        embeds: Tensor,
+        layout: Layout,
+        reads: Tensor,
+        cache: SlotCache | GivenPrefixes | None = None,
+        *,
+        start: int = 0,
     ) -> Tensor:
         """Logits [N, V] in float32 at `reads` [N], flat indices into the layout's [B, T].
 
-        With a cache, the batch occupies slots `start` to `start + B` and sees what they hold.
+        With a slot cache, the batch occupies slots `start` to `start + B` and sees what they hold.
         """
         keys = layout.keys if cache is not None else layout.width
         mask = self._mask(layout, keys)

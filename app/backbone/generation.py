@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from app.backbone.backbone import Backbone
 from app.backbone.rows import Row
-from app.backbone.runner import PrefillItem, greedy_token
+from app.backbone.runner import greedy_token, prefill_item
+from app.backbone.soft_prompt import SoftPrompt
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Generated:
 
 @torch.no_grad()
 def generate_greedy(
-    backbone: Backbone, rows: Sequence[Row], prompts: Sequence[Tensor | None], *, max_tokens: int
+    backbone: Backbone, rows: Sequence[Row], prompts: Sequence[SoftPrompt | None], *, max_tokens: int
 ) -> list[Generated]:
     """The most likely continuation of each row, up to the end token or `max_tokens`."""
     ends = set(backbone.tokenizer.eos_ids)
     longest = max(row.total for row in rows)
     runner = backbone.runner(slots=len(rows), places=longest + max_tokens)
-    logits = runner.prefill(0, [PrefillItem(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]).logits
+    logits = runner.prefill(0, [prefill_item(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]).logits
     lengths = torch.tensor([row.total for row in rows], device=backbone.device)
     taken: list[list[tuple[int, float]]] = [[] for _ in rows]
     done = [False] * len(rows)

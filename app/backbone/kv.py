@@ -19,6 +19,19 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 @dataclass(frozen=True)
+class KVShape:
+    """What one token leaves behind in the layers: L layers, G key/value heads, D head width."""
+
+    layers: int
+    groups: int
+    width: int
+
+    def prefix(self, length: int) -> tuple[int, int, int, int, int]:
+        """Shape of the keys and values of `length` tokens: [2, L, G, P, D]."""
+        return (2, self.layers, self.groups, length, self.width)
+
+
+@dataclass(frozen=True)
 class PrefixKV:
     """A prompt's keys and values, computed once, in one piece of memory: `data` [2, L, G, P, D], keys first."""
 
@@ -108,6 +121,12 @@ class SlotCache(Cache):
                 layer.lazy_initialization(keys[None], values[None])
             layer.keys[index, :, : prefix.length] = keys
             layer.values[index, :, : prefix.length] = values
+
+    @property
+    def shape(self) -> KVShape | None:
+        """None before the first forward, and where the layers differ: no prefix can be given to such a model."""
+        shapes = {(layer.keys.shape[1], layer.keys.shape[3]) for layer in self.layers if layer.is_initialized}
+        return KVShape(len(self.layers), *shapes.pop()) if len(shapes) == 1 else None
 
     def read_prefix(self, slot: int, length: int) -> PrefixKV:
         """A copy of a slot's first `length` keys and values."""

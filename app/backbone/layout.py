@@ -76,12 +76,14 @@ def lay_out(
     offsets: Sequence[int],
     cached: Sequence[int] | None = None,
     branches: Sequence[Sequence[Sequence[int]]] | None = None,
+    base: int | None = None,
     device: torch.device | None = None,
 ) -> Layout:
     """Lay out rows.
 
     `offsets[i]` is where row i's prompt begins in the batch's prompt table; `cached[i]` leading tokens are left out
-    because their keys and values are in the cache; `branches[i]` are token lists behind row i's trunk.
+    because their keys and values are in the cache; `branches[i]` are token lists behind row i's trunk. `base` is where
+    the storage of all rows begins, if not each behind its own cached tokens; places between are nobody's.
     """
     count = len(rows)
     cached = cached if cached is not None else [0] * count
@@ -106,7 +108,7 @@ def lay_out(
     skipped = np.asarray(cached, np.int64)
     virtual = ids < 0
     ids = np.where(virtual, np.asarray(offsets, np.int64)[:, None] - 1 - ids, ids)
-    storage = np.where(segments == PAD, -1, skipped[:, None] + np.arange(width))
+    storage = np.where(segments == PAD, -1, (skipped[:, None] if base is None else base) + np.arange(width))
     ends = np.asarray([row.total - skip - 1 for row, skip in zip(rows, cached, strict=True)], np.int64)
 
     def tensor(array: np.ndarray) -> Tensor:
@@ -121,7 +123,7 @@ def lay_out(
         cached=tensor(skipped),
         ends=tensor(ends),
         tokens=sum(widths),
-        keys=max(skip + width for skip, width in zip(cached, widths, strict=True)),
+        keys=max((skip if base is None else base) + width for skip, width in zip(cached, widths, strict=True)),
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from app.backbone.decoder import Decoder, has_room, is_llama_shaped
 from app.backbone.forward import Forward, MaskStyle
+from app.backbone.kv import KVShape
 from app.backbone.packed_runner import PackedRunner
 from app.backbone.reference import ReferenceRunner, plain_logits
 from app.backbone.rows import Row
@@ -38,12 +39,14 @@ _RELATIVE_TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.04, torch.float16:
 @dataclass(frozen=True)
 class ProbeResult:
     """`forward` is None where only the reference runner agrees; `reason` says why, `deviation` how far apart.
-    `decoder` is our own form of the model, where there is one and it agrees."""
+    `decoder` is our own form of the model, where there is one and it agrees; `kv_shape` what a token leaves in its
+    layers, None where keys and values cannot be given from outside."""
 
     forward: Forward | None
     deviation: float
     reason: str
     decoder: Decoder | None = None
+    kv_shape: KVShape | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def probe(model: Any, *, vocab_size: int, context: int) -> ProbeResult:
     closest, reason = float("inf"), "no form of mask fits"
     for forward in _candidates(model, window if window and window <= _LONGEST_WINDOW else None):
         try:
-            deviation = _deviation(FastRunner(forward, slots=2 * len(cases), places=places), cases, wanted)
+            runner = FastRunner(forward, slots=2 * len(cases), places=places)
+            deviation = _deviation(runner, cases, wanted)
         except (
             RuntimeError,
             ValueError,
@@ -113,7 +117,7 @@ def probe(model: Any, *, vocab_size: int, context: int) -> ProbeResult:
         if deviation <= tolerance:
             fixed = window is None or window > _LONGEST_WINDOW  # the context ends before the window does
             decoder = _decoder(model, cases, wanted, places, tolerance) if fixed else None
-            return ProbeResult(forward, deviation, "", decoder)
+            return ProbeResult(forward, deviation, "", decoder, runner.kv_shape)
         if deviation < closest:
             closest, reason = (
                 deviation,

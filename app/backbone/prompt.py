@@ -10,33 +10,39 @@ import torch
 from torch import Tensor
 
 from app.backbone.backbone import Backbone
+from app.backbone.kv import PrefixKV
 from app.backbone.rows import Bos
+from app.backbone.soft_prompt import PREFIX, VECTORS, SoftPrompt, from_tensors, parts_of, to_tensors, vectors_of
 from app.backbone.template import Template, parse_template
 from app.backbone.verbalizer import Verbalizer
 from app.errors import InvalidPrompt, InvalidTemplate
 from prompt_store.models import Decoding, Golden, PromptMeta, Version
 
-TENSOR_NAME = "prompt"
 _MAX_NORM_RATIO = 1e4  # of a vector to the median word embedding; beyond it, a corrupt or hostile blob
 
 
 @dataclass(frozen=True)
 class LoadedPrompt:
-    """`vectors` [P, H] float32 on the CPU, None for a hand-written prompt. `digest` names its blob."""
+    """`learned` is float32 on the CPU, None for a hand-written prompt. `digest` names its blob."""
 
     task: str
     version: int
     digest: str
     template: Template
     bos: Bos
-    vectors: Tensor | None
+    learned: SoftPrompt | None
     verbalizer: Verbalizer | None
     decoding: Decoding
     golden: tuple[Golden, ...]
 
     @property
+    def vectors(self) -> Tensor | None:
+        """[P, H] at the template's slots, where it has such vectors."""
+        return vectors_of(self.learned)
+
+    @property
     def num_virtual_tokens(self) -> int:
-        return 0 if self.vectors is None else self.vectors.shape[0]
+        return self.template.num_virtual_tokens
 
 
 def load_prompt(version: Version, tensors: Mapping[str, np.ndarray], backbone: Backbone) -> LoadedPrompt:
@@ -63,30 +69,55 @@ def load_prompt(version: Version, tensors: Mapping[str, np.ndarray], backbone: B
         digest=version.digest,
         template=template,
         bos=meta.bos,
-        vectors=_check_vectors(where, tensors, template.num_virtual_tokens, backbone),
+        learned=_check_tensors(where, tensors, template, backbone),
         verbalizer=_check_verbalizer(where, meta, backbone),
         decoding=meta.decoding,
         golden=meta.golden,
     )
 
 
-def _check_vectors(where: str, tensors: Mapping[str, np.ndarray], size: int, backbone: Backbone) -> Tensor | None:
-    wanted = {TENSOR_NAME} if size else set()
-    if set(tensors) != wanted:
-        raise InvalidPrompt(f"{where}: tensors {sorted(tensors)}, wanted {sorted(wanted)}")
-    if not size:
-        return None
-    array = tensors[TENSOR_NAME]
-    if array.dtype != np.float32 or array.shape != (size, backbone.hidden_size):
-        raise InvalidPrompt(f"{where}: {array.dtype} {array.shape}, wanted float32 ({size}, {backbone.hidden_size})")
-    vectors = torch.from_numpy(np.ascontiguousarray(array))
-    if not torch.isfinite(vectors.to(backbone.dtype)).all():
+def _check_tensors(
+    where: str, tensors: Mapping[str, np.ndarray], template: Template, backbone: Backbone
+) -> SoftPrompt | None:
+    for name, array in tensors.items():
+        if array.dtype != np.float32:
+            raise InvalidPrompt(f"{where}: tensor {name!r} is {array.dtype}, wanted float32")
+    learned = from_tensors({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()})
+    wanted = prompt_shapes(learned, template, backbone)
+    found = {name: tuple(part.shape) for name, part in to_tensors(learned).items()}
+    if found != wanted or set(tensors) != set(wanted):
+        raise InvalidPrompt(f"{where}: tensors {_shapes(tensors)}, wanted {wanted}")
+    if isinstance(learned, PrefixKV) and not template.leads:
+        raise InvalidPrompt(f"{where}: keys and values need one slot that comes first in the template")
+    if not all(torch.isfinite(part.to(backbone.dtype)).all() for part in parts_of(learned)):
         raise InvalidPrompt(f"{where}: values that are not finite in {backbone.dtype}")
+    _check_norms(where, vectors_of(learned), backbone)
+    return learned
+
+
+def prompt_shapes(learned: SoftPrompt | None, template: Template, backbone: Backbone) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors that a prompt of this form must have with this template and backbone."""
+    size = template.num_virtual_tokens
+    if learned is None or isinstance(learned, Tensor):
+        return {VECTORS: (size, backbone.hidden_size)} if size else {}
+    if not isinstance(learned, PrefixKV):
+        raise InvalidPrompt(f"a prompt of an encoder-decoder, and {backbone.name} is {backbone.family}")
+    if backbone.kv_shape is None:
+        raise InvalidPrompt(f"{backbone.name} cannot take keys and values from outside")
+    return {PREFIX: backbone.kv_shape.prefix(size)}
+
+
+def _check_norms(where: str, vectors: Tensor | None, backbone: Backbone) -> None:
+    if vectors is None:
+        return
     median = float(backbone.embedding_weight.float().norm(dim=1).median())
     largest = float(vectors.norm(dim=1).max())
     if median > 0 and largest > _MAX_NORM_RATIO * median:
         raise InvalidPrompt(f"{where}: a vector of norm {largest:.3g}; word embeddings have {median:.3g}")
-    return vectors
+
+
+def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in sorted(tensors.items())}
 
 
 def _check_verbalizer(where: str, meta: PromptMeta, backbone: Backbone) -> Verbalizer | None:

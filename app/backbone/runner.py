@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from app.backbone.forward import Forward
-from app.backbone.kv import PrefixKV, SlotCache
+from app.backbone.kv import KVShape, PrefixKV, SlotCache
 from app.backbone.layout import embed, lay_out, stack_prompts
 from app.backbone.rows import Row
 from app.backbone.score_plan import plan_scores, word_branches
+from app.backbone.soft_prompt import SoftPrompt, vectors_of
 from app.backbone.verbalizer import Verbalizer
 
 
@@ -32,6 +33,12 @@ class PrefillItem:
     prefix: PrefixKV | None = None
     verbalizer: Verbalizer | None = None
     trunk: int = 0
+
+
+def prefill_item(row: Row, prompt: SoftPrompt | None, verbalizer: Verbalizer | None = None) -> PrefillItem:
+    """A row with its prompt, whatever the prompt's form."""
+    given = prompt if isinstance(prompt, PrefixKV) else None
+    return PrefillItem(row, vectors_of(prompt), given, verbalizer)
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,11 @@ class FastRunner:
         self._forward = forward
         self._embedding = forward.model.get_input_embeddings()
         self._cache = SlotCache(forward.model.config.get_text_config().num_hidden_layers, slots=slots, places=places)
+
+    @property
+    def kv_shape(self) -> KVShape | None:
+        """What a token leaves behind; known after the first prefill."""
+        return self._cache.shape
 
     def prefill(self, start: int, items: Sequence[PrefillItem]) -> Prefilled:
         rows = [item.row for item in items]

@@ -63,6 +63,11 @@ class Template:
         return sum(self.slots)
 
     @cached_property
+    def leads(self) -> bool:
+        """Whether its one slot comes before everything else: the place where keys and values may be given."""
+        return len(self.slots) == 1 and isinstance(self.segments[0], Slot)
+
+    @cached_property
     def fields(self) -> tuple[str, ...]:
         """Field names in the order of first use."""
         parts = [part for segment in self.segments if not isinstance(segment, Slot) for part in segment]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from app.backbone.backbone import Backbone
+from app.backbone.soft_prompt import SoftPrompt
 from app.engine.config import EngineConfig
 from app.engine.groups import Group
 from app.engine.groups import Sequence as Row
@@ -67,15 +68,15 @@ class Engine:
         self._cancelled: dict[str, FinishReason] = {}
         self._stats = EngineStats()
 
-    def load(self, digest: str, vectors: Tensor) -> None:
-        """Make a prompt's vectors [P, H] resident. Cheap when they are."""
-        self.prompts.load(digest, vectors)
+    def load(self, digest: str, prompt: SoftPrompt) -> None:
+        """Make a prompt resident. Cheap when it is."""
+        self.prompts.load(digest, prompt)
 
     def release(self, digest: str) -> None:
         self.prompts.release(digest)
 
-    def submit(self, request: Request, vectors: Mapping[str, Tensor] = _NONE) -> None:
-        """Queue a request whose prompts are resident, or among `vectors`: [P, H] by digest.
+    def submit(self, request: Request, prompts: Mapping[str, SoftPrompt] = _NONE) -> None:
+        """Queue a request whose prompts are resident, or among `prompts`, by digest.
 
         Raises:
             KeyError: an unknown digest.
@@ -84,8 +85,8 @@ class Engine:
         request.check(places=self.max_context, slots=self.config.max_rows)
         with ExitStack() as undo:
             for digest in [row.digest for row in request.rows if row.digest is not None]:
-                if digest in vectors:
-                    self.prompts.load(digest, vectors[digest])
+                if digest in prompts:
+                    self.prompts.load(digest, prompts[digest])
                 self.prompts.pin(digest)
                 undo.callback(self.prompts.unpin, digest)
             undo.pop_all()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from app.backbone import BackboneTokenizer, Decoding, encode_row
+from app.backbone.kv import PrefixKV
 from app.engine.answers import Ask
 from app.engine.types import RowRequest, Sampling
 from app.errors import ChorusError, ContextTooLong, InvalidRequest
@@ -71,11 +72,12 @@ def _encode_or_error(tokenizer: BackboneTokenizer, ask: Ask, max_context: int) -
         row = encode_row(tokenizer, prompt.template, prompt.bos, ask.input)
     except ChorusError as error:
         return error
-    if not row.total:
+    given = prompt.learned.length if isinstance(prompt.learned, PrefixKV) else 0
+    if row.total <= given:
         return InvalidRequest(
             "there is not one token to read: the input is empty and so is the template", param="input"
         )
-    digest = prompt.digest if prompt.vectors is not None else None
+    digest = prompt.digest if prompt.learned is not None else None
     sampling = None if prompt.verbalizer is not None else sampling_of(ask.decoding, ask.seed, ask.input)
     request = RowRequest(row, digest, sampling, prompt.verbalizer)
     if request.places <= max_context:

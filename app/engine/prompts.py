@@ -1,4 +1,4 @@
-"""Prompts resident in the engine: their vectors on the device, and the keys and values of their leading part.
+"""Prompts resident in the engine: what they learned, on the device, and the keys and values of their leading part.
 
 Both live within byte budgets, and what a request in flight needs is never dropped. A miss costs one prefill of the
 prompt's own tokens, never a read from disk. Keys of the cache begin with the prompt's digest: the same words under two
@@ -13,18 +13,19 @@ import torch
 from torch import Tensor
 
 from app.backbone.kv import PrefixKV
+from app.backbone.soft_prompt import SoftPrompt, place, size_bytes, vectors_of
 from app.engine.cache import FrequencyCache
 
 PrefixKey = tuple[str, int]  # (digest, length)
 
 
 class ResidentPrompts:
-    """Vectors by digest, least recently used dropped first; prefixes by (digest, length), see `FrequencyCache`. `pins`
+    """Prompts by digest, least recently used dropped first; prefixes by (digest, length), see `FrequencyCache`. `pins`
     counts the rows that need a digest."""
 
     def __init__(self, *, device: torch.device, dtype: torch.dtype, budget_bytes: int, vector_bytes: int) -> None:
         self._device, self._dtype, self._vector_budget = device, dtype, vector_bytes
-        self._vectors: OrderedDict[str, Tensor] = OrderedDict()
+        self._learned: OrderedDict[str, SoftPrompt] = OrderedDict()
         self.pins: Counter[str] = Counter()
         self._prefixes: FrequencyCache[PrefixKey, PrefixKV] = FrequencyCache(
             budget_bytes, lambda key: key[0] in self.pins
@@ -34,10 +35,10 @@ class ResidentPrompts:
         self.vector_bytes = self.hits = self.misses = 0
 
     def __len__(self) -> int:
-        return len(self._vectors)
+        return len(self._learned)
 
     def __contains__(self, digest: str) -> bool:
-        return digest in self._vectors
+        return digest in self._learned
 
     @property
     def prefix_bytes(self) -> int:
@@ -47,25 +48,25 @@ class ResidentPrompts:
     def evictions(self) -> int:
         return self._prefixes.evictions
 
-    def load(self, digest: str, vectors: Tensor) -> None:
-        """Make [P, H] resident in the serving dtype; a digest already there is only touched."""
-        if digest not in self._vectors:
-            self._vectors[digest] = resident = vectors.to(self._device, self._dtype)
-            self.vector_bytes += resident.nbytes
+    def load(self, digest: str, prompt: SoftPrompt) -> None:
+        """Make a prompt resident in the serving dtype; a digest already there is only touched."""
+        if digest not in self._learned:
+            self._learned[digest] = resident = place(prompt, self._device, self._dtype)
+            self.vector_bytes += size_bytes(resident)
             self._shrink(keep=digest)
-        self._vectors.move_to_end(digest)
+        self._learned.move_to_end(digest)
 
     def release(self, digest: str) -> None:
         """Forget a prompt, unless a request still needs it."""
         if digest in self.pins:
             return
-        self._drop_vectors(digest)
+        self._drop(digest)
         for length in self._lengths.pop(digest, ()):
             self._prefixes.pop((digest, length))
 
     def pin(self, digest: str) -> None:
-        """Keep a prompt's vectors until `unpin`. Raises KeyError for one that is not resident."""
-        if digest not in self._vectors:
+        """Keep a prompt until `unpin`. Raises KeyError for one that is not resident."""
+        if digest not in self._learned:
             raise KeyError(digest)
         self.pins[digest] += 1
 
@@ -76,11 +77,19 @@ class ResidentPrompts:
             if self.vector_bytes > self._vector_budget:
                 self._shrink()
 
-    def vectors(self, digest: str) -> Tensor:
-        return self._vectors[digest]
+    def learned(self, digest: str) -> SoftPrompt:
+        return self._learned[digest]
+
+    def vectors(self, digest: str) -> Tensor | None:
+        """[P, H] at the template's slots, where the prompt has such vectors."""
+        return vectors_of(self._learned[digest])
 
     def prefix(self, digest: str, length: int) -> PrefixKV | None:
-        """The cached keys and values of a prompt's first `length` tokens, and a note that they were wanted."""
+        """The cached keys and values of a prompt's first `length` tokens, and a note that they were wanted. A prompt
+        that was learned as keys and values has them always; they may be shorter than asked."""
+        given = self._learned.get(digest)
+        if isinstance(given, PrefixKV):
+            return given
         found = self._prefixes.get((digest, length))
         self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
         return found
@@ -102,20 +111,19 @@ class ResidentPrompts:
 
     def check_integrity(self) -> None:
         self._prefixes.check_integrity()
-        assert self.vector_bytes == sum(vectors.nbytes for vectors in self._vectors.values())
-        assert self.vector_bytes <= self._vector_budget or all(digest in self.pins for digest in self._vectors)
-        assert all(digest in self._vectors and count > 0 for digest, count in self.pins.items())
+        assert self.vector_bytes == sum(map(size_bytes, self._learned.values()))
+        assert self.vector_bytes <= self._vector_budget or all(digest in self.pins for digest in self._learned)
+        assert all(digest in self._learned and count > 0 for digest, count in self.pins.items())
         keys = {(digest, length) for digest, lengths in self._lengths.items() for length in lengths}
         assert keys == set(self._prefixes)
 
     def _shrink(self, keep: str | None = None) -> None:
-        """Drop vectors nobody needs now, oldest first, until the rest fits. Their prefixes stay."""
-        for digest in list(self._vectors):
+        """Drop prompts nobody needs now, oldest first, until the rest fits. Their prefixes stay."""
+        for digest in list(self._learned):
             if self.vector_bytes <= self._vector_budget:
                 return
             if digest != keep and digest not in self.pins:
-                self._drop_vectors(digest)
+                self._drop(digest)
 
-    def _drop_vectors(self, digest: str) -> None:
-        vectors = self._vectors.pop(digest, None)
-        self.vector_bytes -= 0 if vectors is None else vectors.nbytes
+    def _drop(self, digest: str) -> None:
+        self.vector_bytes -= size_bytes(self._learned.pop(digest, None))

@@ -16,9 +16,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from app.backbone import Backbone, Decoding, LoadedPrompt, Row
+from app.backbone import Backbone, Decoding, LoadedPrompt, Row, SoftPrompt
 from app.engine.admission import Admission
 from app.engine.answers import Answer, Ask, Coupled, StreamEvent
 from app.engine.board import FlightBoard
@@ -244,21 +243,21 @@ class EngineService:
         """Submit the flights' requests, all before the engine's next step."""
         self._board.add(flights)
         requests = {flight.request.id: flight.request for flight in flights}
-        vectors = {
-            flight.prompt.digest: flight.prompt.vectors
+        prompts = {
+            flight.prompt.digest: flight.prompt.learned
             for flight in flights
-            if flight.prompt is not None and flight.prompt.vectors is not None
+            if flight.prompt is not None and flight.prompt.learned is not None
         }
-        self._send(*(self._submission(request, vectors) for request in requests.values()))
+        self._send(*(self._submission(request, prompts) for request in requests.values()))
         try:
             yield
         finally:
             self._send(*(_cancel(request_id, "cancelled") for request_id in self._board.remove(flights)))
 
-    def _submission(self, request: Request, vectors: Mapping[str, Tensor]) -> Command:
+    def _submission(self, request: Request, prompts: Mapping[str, SoftPrompt]) -> Command:
         def submit(engine: Engine) -> None:
             try:
-                engine.submit(request, vectors)
+                engine.submit(request, prompts)
             except (KeyError, ValueError, RuntimeError) as error:  # it never got in; it still gets its ending
                 log.error("a request could not be submitted", extra={"error": repr(error)})
                 message = "the engine did not take this request"

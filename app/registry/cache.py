@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from app.backbone import LoadedPrompt
+from app.backbone.soft_prompt import size_bytes
 from app.errors import ChorusError, DeadlineExceeded, Draining, Overloaded, RequestCancelled, VersionUnavailable
 from app.registry.recency import Key
 from app.registry.segmented_lru import SegmentedLRU
@@ -134,4 +135,4 @@ class PromptCache:
 
 
 def _size(prompt: LoadedPrompt) -> int:
-    return _OVERHEAD_BYTES + (0 if prompt.vectors is None else prompt.vectors.nbytes)
+    return _OVERHEAD_BYTES + size_bytes(prompt.learned)

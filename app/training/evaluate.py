@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from app.backbone import Backbone, LoadedPrompt, Verbalizer
+from app.backbone import Backbone, LoadedPrompt, SoftPrompt, Verbalizer
 from app.backbone.calibration import (
     Floats,
     calibrate,
@@ -21,6 +20,7 @@ from app.backbone.calibration import (
     content_free_prior,
     expected_calibration_error,
 )
+from app.backbone.soft_prompt import place
 from app.training.data import Example
 from app.training.examples import Encoded, Encoder, sample_rows
 from app.training.metrics import accuracy, bootstrap, exact_match, macro_f1, rouge_l, wilson
@@ -71,18 +71,18 @@ class Evaluator:
     max_tokens: int
     seed: int
 
-    def quick_judge(self, examples: Sequence[Example]) -> Callable[[Tensor], Judgement]:
+    def quick_judge(self, examples: Sequence[Example]) -> Callable[[SoftPrompt], Judgement]:
         """What the training loop asks every few percent of its steps, on a sample of the rows."""
         limit = QUICK_ROWS if self.encoder.verbalizer is not None or self.metric == "loss" else QUICK_TEXTS
         encoded = [self.encoder.encode(example) for example in sample_rows(examples, limit, seed=self.seed)]
 
-        def judge(prompt: Tensor) -> Judgement:
+        def judge(prompt: SoftPrompt) -> Judgement:
             judged = self._judge(prompt, encoded)
             return Judgement(judged.score, judged.loss, lower_is_better=self.metric == "loss")
 
         return judge
 
-    def measure(self, prompt: Tensor | None, examples: Sequence[Example]) -> Measured:
+    def measure(self, prompt: SoftPrompt | None, examples: Sequence[Example]) -> Measured:
         """The figure for the card."""
         encoded = [self.encoder.encode(example) for example in self.final_rows(examples)]
         judged = self._judge(prompt, encoded)
@@ -96,7 +96,9 @@ class Evaluator:
     def measure_loaded(self, loaded: LoadedPrompt, examples: Sequence[Example]) -> Measured:
         """Another version of the task, read as it is served."""
         encoder = replace(self.encoder, template=loaded.template, bos=loaded.bos, verbalizer=loaded.verbalizer)
-        prompt = None if loaded.vectors is None else loaded.vectors.to(self.backbone.device)
+        prompt = loaded.learned
+        if prompt is not None:
+            prompt = place(prompt, self.backbone.device, torch.float32)
         return replace(self, encoder=encoder).measure(prompt, examples)
 
     def measure_majority(self, training: Sequence[Example], examples: Sequence[Example]) -> float | None:
@@ -112,12 +114,12 @@ class Evaluator:
         generated = self.encoder.verbalizer is None and self.metric != "loss"
         return sample_rows(examples, FINAL_TEXTS if generated else FINAL_ROWS, seed=self.seed)
 
-    def _judge(self, prompt: Tensor | None, encoded: Sequence[Encoded]) -> _Judged:
+    def _judge(self, prompt: SoftPrompt | None, encoded: Sequence[Encoded]) -> _Judged:
         if self.encoder.verbalizer is not None:
             return self._judge_labels(self.encoder.verbalizer, prompt, encoded)
         return self._judge_texts(prompt, encoded)
 
-    def _judge_labels(self, verbalizer: Verbalizer, prompt: Tensor | None, encoded: Sequence[Encoded]) -> _Judged:
+    def _judge_labels(self, verbalizer: Verbalizer, prompt: SoftPrompt | None, encoded: Sequence[Encoded]) -> _Judged:
         scores = label_scores(self.backbone, verbalizer, prompt, encoded)  # [N, K]
         expected = np.asarray([one.label for one in encoded])
         given = scores.argmax(1).numpy()
@@ -141,7 +143,7 @@ class Evaluator:
         return _Judged(share, loss, lambda: wilson(share, len(encoded)), calibration)
 
     def _calibration(
-        self, verbalizer: Verbalizer, prompt: Tensor | None, scores: Floats, expected: npt.NDArray[np.int64]
+        self, verbalizer: Verbalizer, prompt: SoftPrompt | None, scores: Floats, expected: npt.NDArray[np.int64]
     ) -> Calibration:
         """From the rows' log-scores [N, K] and label indexes [N], before and after contextual calibration."""
         empty = self.encoder.encode_inputs(content_free_inputs(self.encoder.template.fields))
@@ -153,7 +155,7 @@ class Evaluator:
             accuracy_calibrated=float((after.argmax(1) == expected).mean()),
         )
 
-    def _judge_texts(self, prompt: Tensor | None, encoded: Sequence[Encoded]) -> _Judged:
+    def _judge_texts(self, prompt: SoftPrompt | None, encoded: Sequence[Encoded]) -> _Judged:
         if self.metric == "loss":
             pairs = np.asarray([answer_losses(self.backbone, prompt, [one]) for one in encoded])
             loss = float(pairs[:, 0].sum() / pairs[:, 1].sum())

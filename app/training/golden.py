@@ -7,9 +7,8 @@ travel further than the data they were trained on may.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from app.backbone import Backbone, encode_row, generate_greedy, score_labels
+from app.backbone import Backbone, SoftPrompt, encode_row, generate_greedy, score_labels
 from app.training.examples import Encoder
 from prompt_store.models import Golden
 
@@ -24,12 +23,12 @@ MAX_TOKENS = 8
 
 
 @torch.no_grad()
-def golden_outputs(backbone: Backbone, encoder: Encoder, prompt: Tensor | None) -> tuple[Golden, ...]:
+def golden_outputs(backbone: Backbone, encoder: Encoder, prompt: SoftPrompt | None) -> tuple[Golden, ...]:
     """One answer for each of a few fixed inputs, each computed alone."""
     return tuple(_answer(backbone, encoder, prompt, place) for place in range(COUNT))
 
 
-def _answer(backbone: Backbone, encoder: Encoder, prompt: Tensor | None, place: int) -> Golden:
+def _answer(backbone: Backbone, encoder: Encoder, prompt: SoftPrompt | None, place: int) -> Golden:
     fields = {name: TEXTS[(place + j) % len(TEXTS)] for j, name in enumerate(encoder.template.fields)}
     row = encode_row(encoder.tokenizer, encoder.template, encoder.bos, fields)
     if encoder.verbalizer is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.backbone import Backbone, Verbalizer, answer_logprobs, generate_greedy, score_labels
+from app.backbone import Backbone, SoftPrompt, Verbalizer, answer_logprobs, generate_greedy, score_labels
 from app.training.examples import Encoded
 
 MAX_EVAL_TOKENS = 8192
@@ -20,7 +20,7 @@ MAX_EVAL_TOKENS = 8192
 
 
 def loss_sums(
-    backbone: Backbone, verbalizer: Verbalizer | None, prompt: Tensor | None, batch: Sequence[Encoded]
+    backbone: Backbone, verbalizer: Verbalizer | None, prompt: SoftPrompt | None, batch: Sequence[Encoded]
 ) -> tuple[Tensor, int]:
     """(summed loss, number of terms): terms are rows of a label task, answer tokens of free text."""
     rows = [one.row for one in batch]
@@ -35,7 +35,7 @@ def loss_sums(
 
 @torch.no_grad()
 def label_scores(
-    backbone: Backbone, verbalizer: Verbalizer, prompt: Tensor | None, examples: Sequence[Encoded]
+    backbone: Backbone, verbalizer: Verbalizer, prompt: SoftPrompt | None, examples: Sequence[Encoded]
 ) -> Tensor:
     """Log-scores of every label, [N, K] float32 on the CPU, in the examples' order."""
     scores = torch.empty(len(examples), len(verbalizer.labels))
@@ -47,7 +47,7 @@ def label_scores(
 
 
 @torch.no_grad()
-def answer_losses(backbone: Backbone, prompt: Tensor | None, examples: Sequence[Encoded]) -> tuple[float, int]:
+def answer_losses(backbone: Backbone, prompt: SoftPrompt | None, examples: Sequence[Encoded]) -> tuple[float, int]:
     """(summed negative log-probability, number of answer tokens)."""
     total, count = 0.0, 0
     for places in eval_batches(examples):
@@ -56,7 +56,9 @@ def answer_losses(backbone: Backbone, prompt: Tensor | None, examples: Sequence[
     return total, count
 
 
-def answers(backbone: Backbone, prompt: Tensor | None, examples: Sequence[Encoded], *, max_tokens: int) -> list[str]:
+def answers(
+    backbone: Backbone, prompt: SoftPrompt | None, examples: Sequence[Encoded], *, max_tokens: int
+) -> list[str]:
     """The text the service would answer with, greedily, for each example in order."""
     texts = [""] * len(examples)
     for places in eval_batches(examples, extra=max_tokens):

@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from torch import Tensor
+import torch
 
-from app.backbone import Backbone, load_prompt
+from app.backbone import Backbone, SoftPrompt, load_prompt
+from app.backbone.soft_prompt import VECTORS, from_tensors, place, to_tensors
 from app.errors import Conflict, InvalidPrompt
 from app.training.data import Example
 from app.training.evaluate import Evaluator, Measured
@@ -34,6 +35,7 @@ from prompt_store import (
     TaskSpec,
     Version,
 )
+from prompt_store.models import TensorName
 
 RACES = 3
 """How often an alias may move under a comparison before the job stays a candidate."""
@@ -100,7 +102,8 @@ class Publisher:
     ) -> Trained:
         """Judge the prompt, alone and next to its baselines. Raises Conflict if the task has changed meanwhile."""
         spec = self._spec()
-        prompt = _vectors(outcome).to(self._backbone.device)
+        learned = from_tensors(outcome.tensors)
+        prompt = None if learned is None else place(learned, self._backbone.device, torch.float32)
         measured = self._evaluator.measure(prompt, dev)
         details = {
             "job": self._job_id,
@@ -205,7 +208,7 @@ class Publisher:
         found = {} if majority is None else {"majority": majority}
         return found | {"zero_shot": self._evaluator.measure_without_slots(dev).score}
 
-    def _meta(self, prompt: Tensor, spec: TaskSpec, schedule: Schedule) -> PromptMeta:
+    def _meta(self, prompt: SoftPrompt | None, spec: TaskSpec, schedule: Schedule) -> PromptMeta:
         """Nothing in it depends on time or attempt: a resumed job makes the same blob."""
         encoder = self._evaluator.encoder
         verbalizer = encoder.verbalizer
@@ -223,6 +226,7 @@ class Publisher:
             method=self._plan.method.model_dump(exclude_none=True),
             backbone=self._backbone.ref,
             num_virtual_tokens=encoder.template.num_virtual_tokens,
+            tensors=_shapes(prompt),
             decoding=spec.decoding,
             golden=golden_outputs(self._backbone, encoder, prompt),
             provenance={
@@ -234,8 +238,10 @@ class Publisher:
         )
 
 
-def _vectors(outcome: Outcome) -> Tensor:
-    return outcome.tensors["prompt"]
+def _shapes(prompt: SoftPrompt | None) -> dict[TensorName, tuple[int, ...]] | None:
+    """What the metadata says of the tensors: nothing where they are the usual one."""
+    shapes = {name: tuple(part.shape) for name, part in to_tensors(prompt).items()}
+    return None if set(shapes) <= {VECTORS} else cast("dict[TensorName, tuple[int, ...]]", shapes)
 
 
 def _with_room(spec: TaskSpec, max_tokens: int) -> TaskSpec:

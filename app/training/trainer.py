@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from app.backbone import Backbone, Verbalizer
+from app.backbone import Backbone, SoftPrompt, Verbalizer
+from app.backbone.soft_prompt import map_parts, to_tensors
 from app.errors import ChorusError
 from app.training.checkpoints import Checkpoints
 from app.training.examples import Batches, Encoded
@@ -53,8 +54,8 @@ class Judgement:
         return (-self.score if self.lower_is_better else self.score, -self.loss)
 
 
-Judge = Callable[[Tensor], Judgement]
-"""Judges a prompt, [P, H] float32 on the backbone's device."""
+Judge = Callable[[SoftPrompt], Judgement]
+"""Judges a prompt, float32 on the backbone's device."""
 
 
 class Listener(Protocol):
@@ -131,8 +132,8 @@ class Trainer:
 
     @property
     def peak_rate(self) -> float:
-        """Peak learning rate of the prompt's vectors."""
-        return self._peaks["vectors"]
+        """Peak learning rate of the prompt's own parameter, the learner's first."""
+        return self._peaks[next(iter(self._parameters))]
 
     def run(self) -> Outcome:
         """Train to the end, from the newest checkpoint if there is one.
@@ -218,11 +219,13 @@ class Trainer:
     def _evaluate(self) -> None:
         place = self._place
         with torch.no_grad():
-            judgement = self._judge(self._learner.prompt().detach())
+            prompt = map_parts(self._learner.prompt(), Tensor.detach)
+            judgement = self._judge(prompt)
         better = math.isfinite(judgement.loss) and (place.best is None or judgement.rank > place.best.rank)
         if better:
             place.best, place.best_step = judgement, place.step
-            place.best_tensors = {name: torch.from_numpy(array) for name, array in self._learner.export().items()}
+            on_host = map_parts(prompt, lambda part: part.to("cpu", torch.float32, copy=True))
+            place.best_tensors = to_tensors(on_host)
         # A falling loss is progress too: the score of a few hundred rows moves in steps, and by chance.
         place.stale_evaluations = 0 if better or judgement.loss < place.lowest_loss else place.stale_evaluations + 1
         place.lowest_loss = min(place.lowest_loss, judgement.loss)

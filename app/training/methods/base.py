@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from app.backbone import SoftPrompt
 
 
 @dataclass(frozen=True)
@@ -41,20 +42,18 @@ class Surroundings:
 class Learner(Protocol):
     """One prompt being learned. Everything is float32; parameters live on the backbone's device."""
 
-    def prompt(self) -> Tensor:
-        """The prompt as the backbone reads it now, [P, H], differentiable in the parameters."""
+    def prompt(self) -> SoftPrompt:
+        """The prompt as the backbone reads it now, differentiable in the parameters. Whatever helped to learn it is
+        folded away, so that its tensors are the blob's."""
         ...
 
     def named_parameters(self) -> list[tuple[str, Tensor]]:
-        """All trainable tensors, by stable names: what a checkpoint holds."""
+        """All trainable tensors, by stable names: what a checkpoint holds. The first is the prompt's own, whose rate
+        users set."""
         ...
 
     def learning_rates(self, rate: float | None) -> dict[str, float]:
         """Peak learning rate of each parameter. `rate` is the user's, for the prompt's vectors; None chooses."""
-        ...
-
-    def export(self) -> dict[str, np.ndarray]:
-        """The tensors of the blob: whatever helped to learn is folded away."""
         ...
 
 

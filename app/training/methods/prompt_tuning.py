@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,9 +54,6 @@ class PlainPrompt:
     def learning_rates(self, rate: float | None) -> dict[str, float]:
         return {"vectors": rate or PLAIN_RATE * self._rms}
 
-    def export(self) -> dict[str, np.ndarray]:
-        return {"prompt": _as_array(self.prompt())}
-
 
 class ResidualPrompt:
     """The vectors, read through a network with a residual connection."""
@@ -83,9 +79,6 @@ class ResidualPrompt:
         vectors = rate or auto
         mlp = RESIDUAL_MLP_RATE * vectors / auto
         return {"vectors": vectors, "down": mlp, "bias": mlp, "up": mlp}
-
-    def export(self) -> dict[str, np.ndarray]:
-        return {"prompt": _as_array(self.prompt())}
 
 
 def initial_vectors(init: str, around: Surroundings) -> Tensor:
@@ -128,7 +121,3 @@ def _rows(embedding: Tensor, tokens: Sequence[int]) -> Tensor:
 
 def _normal(shape: tuple[int, int], scale: float, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator) * scale
-
-
-def _as_array(prompt: Tensor) -> np.ndarray:
-    return prompt.detach().float().cpu().numpy().copy()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from app.backbone import Backbone, load_prompt
+from app.backbone.kv import PrefixKV
 from app.errors import InvalidPrompt
 from prompt_store.models import BackboneRef, PromptMeta, Version
 
@@ -70,3 +71,35 @@ def test_load_of_a_bad_verbalizer_is_refused(llama: Backbone, ids: Any) -> None:
     version = make_version(llama, verbalizer={"a": (" a",), "b": (" b",)}, verbalizer_ids=ids)
     with pytest.raises(InvalidPrompt, match="verbalizer"):
         load_prompt(version, {"prompt": good(llama)}, llama)
+
+
+def prefix(llama: Backbone, size: int = 4) -> np.ndarray:
+    assert llama.kv_shape is not None
+    return np.full(llama.kv_shape.prefix(size), 0.1, np.float32)
+
+
+def test_load_of_given_keys_and_values_keeps_them(llama: Backbone) -> None:
+    shapes = {"prefix": prefix(llama).shape}
+    prompt = load_prompt(make_version(llama, tensors=shapes), {"prefix": prefix(llama)}, llama)
+    assert isinstance(prompt.learned, PrefixKV)
+    assert (prompt.learned.length, prompt.num_virtual_tokens, prompt.vectors) == (4, 4, None)
+
+
+@pytest.mark.parametrize(
+    ("template", "tensors", "wanted"),
+    [
+        ("{text}<prompt:4>", lambda b: {"prefix": prefix(b)}, "one slot that comes first"),
+        ("<prompt:2>{text}<prompt:2>", lambda b: {"prefix": prefix(b)}, "one slot that comes first"),
+        ("<prompt:4>{text}", lambda b: {"prefix": prefix(b, 5)}, "wanted {'prefix'"),
+        ("<prompt:4>{text}", lambda b: {"prefix": prefix(b)[:, :-1]}, "wanted {'prefix'"),
+        ("<prompt:4>{text}", lambda b: {"prefix": np.full_like(prefix(b), np.nan)}, "not finite"),
+        ("<prompt:4>{text}", lambda b: {"prompt": good(b), "decoder_prompt": good(b)}, "encoder-decoder"),
+    ],
+)
+def test_load_of_misplaced_keys_and_values_is_refused(
+    llama: Backbone, template: str, tensors: Any, wanted: str
+) -> None:
+    arrays = tensors(llama)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    with pytest.raises(InvalidPrompt, match=wanted):
+        load_prompt(make_version(llama, template=template, tensors=shapes), arrays, llama)

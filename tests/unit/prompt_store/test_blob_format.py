@@ -196,3 +196,20 @@ def test_canonical_meta_has_no_spaces_and_sorted_keys() -> None:
     text = canonical_meta(META)
     assert text.startswith('{"backbone":{"family":"causal","fingerprint":')
     assert json.loads(text) == json.loads(META.model_dump_json())
+
+
+def test_encode_of_named_tensors_holds_exactly_those_in_their_shapes() -> None:
+    meta = example_meta(tensors={"prefix": (2, 3, 1, 2, 5), "prompt": (2, 4)})
+    tensors = example_tensors(meta)
+    again, found = decode_blob(encode_blob(meta, tensors))
+    assert again == meta
+    assert all(np.array_equal(found[name], tensors[name]) for name in ("prefix", "prompt"))
+    for wrong in ({"prompt": tensors["prompt"]}, {**tensors, "prefix": tensors["prefix"][:1]}):
+        with pytest.raises(InvalidBlob):
+            encode_blob(meta, wrong)
+
+
+@pytest.mark.parametrize("tensors", [{"other": (2, 4)}, {"prompt": (0, 4)}, {"prompt": (2, -1)}])
+def test_metadata_refuses_tensors_of_unknown_names_and_empty_shapes(tensors: Any) -> None:
+    with pytest.raises(ValidationError):
+        example_meta(tensors=tensors)
