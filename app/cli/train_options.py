@@ -56,6 +56,26 @@ Publish = Annotated[
     typer.Option("--publish", help="When the alias moves to the new version.", rich_help_panel=PUBLISH),
 ]
 Alias = Annotated[str, typer.Option("--alias", help="The alias that moves.", rich_help_panel=PUBLISH)]
+GateMetric = Annotated[
+    str | None,
+    typer.Option(
+        "--gate-metric", help="What `better_than_current` compares by (else the task's).", rich_help_panel=PUBLISH
+    ),
+]
+MinGain = Annotated[
+    float | None,
+    typer.Option("--min-gain", min=0.0, help="`better_than_current` wants more than this.", rich_help_panel=PUBLISH),
+]
+Confidence = Annotated[
+    float | None,
+    typer.Option(
+        "--confidence",
+        min=0.5,
+        max=0.999,
+        help="Share of bootstrap resamples that must agree.",
+        rich_help_panel=PUBLISH,
+    ),
+]
 IdempotencyKey = Annotated[
     str | None,
     typer.Option("--idempotency-key", help="The same key again finds the same job.", rich_help_panel=PUBLISH),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -34,16 +34,20 @@ QUICK_ROWS, QUICK_TEXTS = 300, 32
 FINAL_ROWS, FINAL_TEXTS = 2000, 200
 """The same for the evaluation that goes on the card."""
 
+Statistic = Callable[[npt.NDArray[np.int64]], float]
+
 
 @dataclass(frozen=True)
 class Measured:
-    """A metric over n rows with its 95 % interval, and what label probabilities are worth on those rows."""
+    """A metric over n rows with its 95 % interval, and what label probabilities are worth on those rows. `statistic` is
+    the metric over any of the rows, by their places: what a bootstrap resamples."""
 
     metric: Metric
     score: float
     n: int
     interval: tuple[float, float]
     loss: float
+    statistic: Statistic = field(repr=False, compare=False)
     calibration: Calibration | None = None
 
     @property
@@ -53,12 +57,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class _Judged:
-    """`interval` and `calibration` cost more than the score, so they wait to be asked for."""
+    """`calibration` costs more than the score, so it waits to be asked for; `share` tells a share of rows, whose
+    interval is Wilson's, from other metrics, whose interval is a bootstrap's."""
 
     score: float
     loss: float
-    interval: Callable[[], tuple[float, float]]
+    n: int
+    statistic: Statistic
+    share: bool = False
     calibration: Callable[[], Calibration | None] = lambda: None
+
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.score, self.n) if self.share else bootstrap(self.n, self.statistic)
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,15 @@ class Evaluator:
         """The figure for the card."""
         encoded = [self.encoder.encode(example) for example in self.final_rows(examples)]
         judged = self._judge(prompt, encoded)
-        return Measured(self.metric, judged.score, len(encoded), judged.interval(), judged.loss, judged.calibration())
+        return Measured(
+            metric=self.metric,
+            score=judged.score,
+            n=judged.n,
+            interval=judged.interval(),
+            loss=judged.loss,
+            statistic=judged.statistic,
+            calibration=judged.calibration(),
+        )
 
     def measure_without_slots(self, examples: Sequence[Example]) -> Measured:
         """Zero-shot: the same template without its slots, the same label words."""
@@ -130,17 +148,16 @@ class Evaluator:
         def calibration() -> Calibration:
             return self._calibration(verbalizer, prompt, scores.numpy(), expected)
 
+        def over(statistic: Statistic, *, share: bool = False) -> _Judged:
+            whole = np.arange(len(encoded))
+            return _Judged(statistic(whole), loss, len(encoded), statistic, share, calibration)
+
         if self.metric == "loss":
-            return _Judged(loss, loss, lambda: bootstrap(len(losses), lambda at: float(losses[at].mean())), calibration)
+            return over(lambda at: float(losses[at].mean()))
         if self.metric == "macro_f1":
-            return _Judged(
-                macro_f1(expected.tolist(), given.tolist()),
-                loss,
-                lambda: bootstrap(len(given), lambda at: macro_f1(expected[at].tolist(), given[at].tolist())),
-                calibration,
-            )
-        share = float((expected == given).mean())
-        return _Judged(share, loss, lambda: wilson(share, len(encoded)), calibration)
+            return over(lambda at: macro_f1(expected[at].tolist(), given[at].tolist()))
+        right = (expected == given).astype(np.float64)
+        return over(lambda at: float(right[at].mean()), share=True)
 
     def _calibration(
         self, verbalizer: Verbalizer, prompt: SoftPrompt | None, scores: Floats, expected: npt.NDArray[np.int64]
@@ -159,18 +176,17 @@ class Evaluator:
         if self.metric == "loss":
             pairs = np.asarray([answer_losses(self.backbone, prompt, [one]) for one in encoded])
             loss = float(pairs[:, 0].sum() / pairs[:, 1].sum())
-            return _Judged(
-                loss,
-                loss,
-                lambda: bootstrap(len(pairs), lambda at: float(pairs[at, 0].sum() / pairs[at, 1].sum())),
-            )
+            return _Judged(loss, loss, len(pairs), lambda at: float(pairs[at, 0].sum() / pairs[at, 1].sum()))
         total, terms = answer_losses(self.backbone, prompt, encoded)
         texts = answers(self.backbone, prompt, encoded, max_tokens=self.max_tokens)
         judge = rouge_l if self.metric == "rouge_l" else exact_match
         found = np.asarray(
             [judge(one.example.output or "", text) for one, text in zip(encoded, texts, strict=True)], np.float64
         )
-        score = float(found.mean())
-        if self.metric == "rouge_l":
-            return _Judged(score, total / terms, lambda: bootstrap(len(found), lambda at: float(found[at].mean())))
-        return _Judged(score, total / terms, lambda: wilson(score, len(found)))
+        return _Judged(
+            float(found.mean()),
+            total / terms,
+            len(found),
+            lambda at: float(found[at].mean()),
+            share=self.metric == "exact_match",
+        )

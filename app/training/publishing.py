@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from app.backbone.soft_prompt import VECTORS, from_tensors, place, to_tensors
 from app.errors import Conflict, InvalidPrompt
 from app.training.data import Example
 from app.training.evaluate import Evaluator, Measured
+from app.training.gate import Gain, gain_over, passes
 from app.training.golden import golden_outputs
 from app.training.job import JobResult
 from app.training.plan import Plan
@@ -35,7 +36,7 @@ from prompt_store import (
     TaskSpec,
     Version,
 )
-from prompt_store.models import TensorName
+from prompt_store.models import Metric, TensorName
 
 RACES = 3
 """How often an alias may move under a comparison before the job stays a candidate."""
@@ -46,6 +47,7 @@ class Trained:
     """A finished prompt with everything that is published about it."""
 
     tensors: Mapping[str, np.ndarray]
+    prompt: SoftPrompt | None
     meta: PromptMeta
     spec: TaskSpec
     measured: Measured
@@ -69,12 +71,23 @@ class Trained:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether to move the alias, and what that was decided on: the version compared with, at which alias revision."""
+    """Whether to move the alias, and what that was decided on: the version compared with, at which alias revision, its
+    score and the gain over it, by `metric`."""
 
     promote: bool
     expected: int | None = None
     compared: Version | None = None
     score: float | None = None
+    gain: Gain | None = None
+    metric: Metric | None = None
+
+    @property
+    def comparison(self) -> dict[str, Any]:
+        """What the card and the job's record say of it; empty where nothing was compared."""
+        if self.compared is None:
+            return {}
+        told = {"version": self.compared.number, "score": self.score, "metric": self.metric}
+        return told if self.gain is None else told | asdict(self.gain) | {"interval": list(self.gain.interval)}
 
 
 class Publisher:
@@ -118,6 +131,7 @@ class Publisher:
         }
         return Trained(
             tensors={name: tensor.numpy() for name, tensor in outcome.tensors.items()},
+            prompt=prompt,
             meta=self._meta(prompt, spec, schedule),
             spec=spec,
             measured=measured,
@@ -152,8 +166,7 @@ class Publisher:
     def _commit(self, trained: Trained, verdict: Verdict) -> JobResult:
         card = trained.card
         if verdict.compared is not None:
-            compared = {"version": verdict.compared.number, "score": verdict.score}
-            card = card.model_copy(update={"details": card.details | {"compared_with": compared}})
+            card = card.model_copy(update={"details": card.details | {"compared_with": verdict.comparison}})
         publication = self._store.publish(
             task=self._plan.task,
             meta=trained.meta,
@@ -182,8 +195,13 @@ class Publisher:
             loaded = load_prompt(current, self._store.load(current), self._backbone)
         except InvalidPrompt:
             return Verdict(promote=True, expected=alias.revision)  # made for another backbone: it cannot answer here
-        score = self._evaluator.measure_loaded(loaded, trained.dev)
-        return Verdict(trained.measured.rank > score.rank, alias.revision, current, score.score)
+        publish = self._plan.publish
+        evaluator = replace(self._evaluator, metric=publish.metric or self._evaluator.metric)
+        before = evaluator.measure_loaded(loaded, trained.dev)
+        same = evaluator.metric == trained.measured.metric
+        now = trained.measured if same else evaluator.measure(trained.prompt, trained.dev)
+        gain = gain_over(now, before, least=publish.min_gain)
+        return Verdict(passes(publish, gain), alias.revision, current, before.score, gain, before.metric)
 
     def _alias(self) -> Alias | None:
         try:

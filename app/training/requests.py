@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StringConstraints, model_validator
 
-from prompt_store.models import AliasName, TaskName
+from prompt_store.models import AliasName, Metric, TaskName
 
 Auto = Literal["auto"]
 DatasetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -72,10 +72,21 @@ class Hyperparameters(Closed):
 
 
 class Publish(Closed):
-    """`better_than_current` compares with the version `alias` points to, on the same rows, in the same job."""
+    """`better_than_current` compares with the version `alias` points to, on the same rows, in the same job: by `metric`
+    (the task's own unless given), a gain of more than `min_gain`, in at least the share `confidence` of paired
+    bootstrap resamples where that is given."""
 
     when: Literal["always", "better_than_current", "never"] = "always"
     alias: AliasName = "prod"
+    metric: Metric | None = None
+    min_gain: float = Field(default=0.0, ge=0.0, description="In the metric's unit: 0.01 is a point of accuracy.")
+    confidence: float | None = Field(default=None, ge=0.5, lt=1.0)
+
+    @model_validator(mode="after")
+    def _gate_only_where_compared(self) -> Self:
+        if self.when != "better_than_current" and (self.metric or self.min_gain or self.confidence):
+            raise ValueError('`metric`, `min_gain` and `confidence` belong to `when`: "better_than_current"')
+        return self
 
 
 class TrainRequest(Closed):

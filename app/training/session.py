@@ -226,7 +226,8 @@ class Session:
 def _compared(verdict: Verdict) -> dict[str, Any]:
     if verdict.compared is None:
         return {}
-    return {"compared_with": verdict.compared.number, "compared_score": verdict.score}
+    told = verdict.comparison
+    return {"compared_with": told.pop("version"), **{f"compared_{name}": value for name, value in told.items()}}
 
 
 def _label_tokens(verbalizer: Verbalizer | None) -> list[list[int]]:

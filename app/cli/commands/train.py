@@ -33,6 +33,9 @@ def train(
     seed: o.Seed = None,
     publish: o.Publish = "always",
     alias: o.Alias = "prod",
+    gate_metric: o.GateMetric = None,
+    min_gain: o.MinGain = None,
+    confidence: o.Confidence = None,
     idempotency_key: o.IdempotencyKey = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
@@ -49,6 +52,7 @@ def train(
         "learning_rate": learning_rate,
         "seed": seed,
     }
+    gate = {"metric": gate_metric, "min_gain": min_gain, "confidence": confidence}
     method = {"init": init, "init_text": init_text, "reparametrization": reparametrization}
     body = {
         "task": task,
@@ -56,7 +60,7 @@ def train(
         "verbalizer": _parse_verbalizer(verbalizer),
         "hyperparameters": _given(hyperparameters) or None,
         "method": {"type": "prompt_tuning", **_given(method)} if _given(method) else None,
-        "publish": {"when": publish, "alias": alias},
+        "publish": {"when": publish, "alias": alias, **_given(gate)},
     }
     out = Output(as_json=as_json)
     with ChorusClient(url, key) as client:

@@ -72,7 +72,7 @@ def test_train_with_options_sends_them(chorus: Callable[..., Ran], service: Fake
     options = (
         "--template {text}<prompt:8> --init text --init-text route --reparametrization none --virtual-tokens 8 "
         "--epochs 3 --batch-size 4 --learning-rate 0.5 --seed 1 --publish better_than_current --alias canary "
-        "--idempotency-key k"
+        "--gate-metric loss --min-gain 0.01 --confidence 0.9 --idempotency-key k"
     )
     chorus("train", str(rows), "--task", "tickets", *options.split(), "--verbalizer", '{"b": [" bee"]}')
     sent = service.asked[-1]
@@ -83,7 +83,8 @@ def test_train_with_options_sends_them(chorus: Callable[..., Ran], service: Fake
     assert sent.json["method"] == {
         **{"type": "prompt_tuning", "init": "text", "init_text": "route", "reparametrization": "none"}
     }
-    assert sent.json["publish"] == {"when": "better_than_current", "alias": "canary"}
+    gate = {"metric": "loss", "min_gain": 0.01, "confidence": 0.9}
+    assert sent.json["publish"] == {"when": "better_than_current", "alias": "canary", **gate}
     assert sent.json["template"] == "{text}<prompt:8>"
     assert sent.json["verbalizer"] == {"b": [" bee"]}
 

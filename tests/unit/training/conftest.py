@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -12,10 +14,12 @@ import torch
 from app.backbone import Backbone, BackboneConfig, load_backbone
 from app.training.connection import connect
 from app.training.datasets import DatasetStore
+from app.training.job import Job
 from app.training.jobs import JobStore
 from app.training.records import JobRecords
+from app.training.session import Context, Session
 from prompt_store import PromptStore
-from tests.training_data import LEASE_S
+from tests.training_data import LEASE_S, short_request
 
 
 @pytest.fixture
@@ -49,3 +53,31 @@ def jobs(client: redis.Redis, store: PromptStore, datasets: DatasetStore) -> Job
 def backbone() -> Backbone:
     torch.set_num_threads(1)
     return load_backbone(BackboneConfig())
+
+
+@pytest.fixture
+def context(
+    records: JobRecords, store: PromptStore, datasets: DatasetStore, backbone: Backbone, tmp_path: Path
+) -> Context:
+    return Context(
+        records=records,
+        store=store,
+        datasets=datasets,
+        backbone=backbone,
+        data_dir=tmp_path,
+        max_context=128,
+        checkpoint_s=60,
+        stop=threading.Event(),
+    )
+
+
+@pytest.fixture
+def attempt(context: Context, jobs: JobStore) -> Callable[..., Job]:
+    """Submit a request and carry it out here; the job as it then is."""
+
+    def carry_out(**request: Any) -> Job:
+        job, _ = jobs.submit(short_request(**request))
+        Session(context, job.id, context.records.claim(job.id, "here")).run()
+        return jobs.get(job.id)
+
+    return carry_out

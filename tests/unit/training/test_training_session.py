@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,45 +15,14 @@ from app.backbone.calibration import expected_calibration_error
 from app.errors import Conflict
 from app.settings import Settings
 from app.training import run, session
-from app.training.datasets import DatasetStore
-from app.training.evaluate import Evaluator, Measured
 from app.training.golden import TEXTS
 from app.training.job import Job
 from app.training.jobs import JobStore
-from app.training.publishing import Publisher
-from app.training.records import JobRecords, job_folder
+from app.training.records import job_folder
 from app.training.session import Context, Lost, Session
 from app.training.trainer import Interrupted
-from prompt_store import AliasTarget, Ensemble, PromptStore, Share, StoreUnavailable, TaskSpec
+from prompt_store import PromptStore, StoreUnavailable, TaskSpec
 from tests.training_data import mood_rows, short_request
-
-
-@pytest.fixture
-def context(
-    records: JobRecords, store: PromptStore, datasets: DatasetStore, backbone: Backbone, tmp_path: Path
-) -> Context:
-    return Context(
-        records=records,
-        store=store,
-        datasets=datasets,
-        backbone=backbone,
-        data_dir=tmp_path,
-        max_context=128,
-        checkpoint_s=60,
-        stop=threading.Event(),
-    )
-
-
-@pytest.fixture
-def attempt(context: Context, jobs: JobStore) -> Callable[..., Job]:
-    """Submit a request and carry it out here; the job as it then is."""
-
-    def carry_out(**request: Any) -> Job:
-        job, _ = jobs.submit(short_request(**request))
-        Session(context, job.id, context.records.claim(job.id, "here")).run()
-        return jobs.get(job.id)
-
-    return carry_out
 
 
 def loaded(store: PromptStore, backbone: Backbone, number: int = 1, task: str = "mood") -> LoadedPrompt:
@@ -189,105 +157,6 @@ def test_version_goes_to_the_alias_asked_for(attempt: Callable[..., Job], store:
     attempt(publish={"when": "always", "alias": "canary"})
     assert store.get_alias("mood", "prod").version == 1
     assert store.get_alias("mood", "canary").version == 2
-
-
-def scores(monkeypatch: pytest.MonkeyPatch, *, current: float) -> None:
-    """The current version measures `current`; what is trained measures 0.5."""
-
-    def measured(score: float) -> Measured:
-        return Measured("accuracy", score, 4, (0.0, 1.0), 1.0)
-
-    monkeypatch.setattr(Evaluator, "measure", lambda *_: measured(0.5))
-    monkeypatch.setattr(Evaluator, "measure_loaded", lambda *_: measured(current))
-
-
-@pytest.mark.parametrize(("current", "promoted"), [(0.4, True), (0.5, False), (0.6, False)])
-def test_better_than_current_promotes_only_what_is_better(
-    attempt: Callable[..., Job], store: PromptStore, monkeypatch: pytest.MonkeyPatch, current: float, promoted: bool
-) -> None:
-    attempt()
-    scores(monkeypatch, current=current)
-    job = attempt(publish={"when": "better_than_current"})
-    assert job.result is not None
-    assert (job.status, job.result.version, job.result.promoted) == ("succeeded", 2, promoted)
-    version = store.get_version("mood", 2)
-    assert version.state == ("published" if promoted else "candidate")
-    assert store.get_alias("mood", "prod").version == (2 if promoted else 1)
-    assert version.card[0].details["compared_with"] == {"version": 1, "score": current}
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        AliasTarget(split=(Share(version=2, weight=0.9), Share(version=1, weight=0.1))),
-        AliasTarget(ensemble=Ensemble(members=(2, 1), mode="mean")),
-    ],
-    ids=["split", "ensemble"],
-)
-def test_better_than_current_leaves_a_split_or_an_ensemble_as_it_is(
-    attempt: Callable[..., Job], store: PromptStore, monkeypatch: pytest.MonkeyPatch, target: AliasTarget
-) -> None:
-    attempt()
-    attempt(publish={"when": "never"})
-    before = store.move_alias("mood", "prod", target, expected=1)
-    scores(monkeypatch, current=0.1)
-    job = attempt(publish={"when": "better_than_current"})
-    assert job.result is not None
-    assert (job.result.version, job.result.promoted) == (3, False)
-    assert store.get_version("mood", 3).state == "candidate"
-    assert store.get_alias("mood", "prod") == before
-
-
-def test_better_than_nothing_is_promoted(attempt: Callable[..., Job], store: PromptStore) -> None:
-    job = attempt(publish={"when": "better_than_current"})
-    assert job.result is not None
-    assert job.result.promoted
-    assert store.get_alias("mood", "prod").version == 1
-
-
-def test_comparison_measures_the_current_version_on_the_same_rows(
-    attempt: Callable[..., Job], store: PromptStore
-) -> None:
-    """The same request again learns the same prompt, which is no better than itself."""
-    attempt()
-    job = attempt(publish={"when": "better_than_current"})
-    assert job.result is not None
-    assert not job.result.promoted
-    first, second = (store.get_version("mood", number).card[0] for number in (1, 2))
-    assert second.details["compared_with"] == {"version": 1, "score": first.score}
-
-
-def test_alias_that_moves_under_a_comparison_is_compared_with_again(
-    attempt: Callable[..., Job], store: PromptStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attempt()
-    attempt(publish={"when": "never"})
-    scores(monkeypatch, current=0.1)
-    real, seen = Publisher._decide, []
-
-    def decide(self: Publisher, *args: Any) -> Any:
-        verdict = real(self, *args)
-        if not seen:
-            store.move_alias("mood", "prod", 2, expected=None)
-        seen.append(verdict.compared.number if verdict.compared else None)
-        return verdict
-
-    monkeypatch.setattr(Publisher, "_decide", decide)
-    job = attempt(publish={"when": "better_than_current"})
-    assert seen == [1, 2]
-    assert job.result is not None
-    assert job.result.promoted
-    assert store.get_alias("mood", "prod").version == 3
-
-
-def test_version_of_another_backbone_does_not_stand_in_the_way(attempt: Callable[..., Job], store: PromptStore) -> None:
-    attempt()
-    other = store.get_version("mood", 1).meta
-    meta = other.model_copy(update={"backbone": other.backbone.model_copy(update={"fingerprint": "0" * 64})})
-    store.publish(task="mood", meta=meta, tensors={"prompt": np.ones((4, 256), np.float32)}, publication="elsewhere")
-    job = attempt(publish={"when": "better_than_current"})
-    assert job.result is not None
-    assert job.result.promoted
 
 
 def test_task_that_changed_meanwhile_is_a_conflict(
