@@ -76,6 +76,10 @@ class ChorusClient:
     def version(self, task: str, number: int) -> dict[str, Any]:
         return self._call("GET", f"/v1/tasks/{_part(task)}/versions/{number}")
 
+    def vectors(self, task: str, number: int, *, words: int) -> dict[str, Any]:
+        """Each vector of a version with its norm and its nearest words."""
+        return self._call("GET", f"/v1/tasks/{_part(task)}/versions/{number}/vectors?words={words}")
+
     def alias(self, task: str, name: str) -> dict[str, Any]:
         return self._call("GET", f"/v1/tasks/{_part(task)}/aliases/{_part(name)}")
 

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from app import __version__
-from app.cli.commands import alias, bench, doctor, fsck, generate, service, tasks, train
+from app.cli.commands import alias, bench, doctor, explain, fsck, generate, service, tasks, train
 from app.cli.errors import CliError, Exit
 from app.cli.output import Output
 from app.errors import ChorusError
@@ -31,7 +31,7 @@ HOPELESS = ("host", "model", "model_revision", "dtype", "device", "api_key")  # 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Run": (service.up, service.serve, service.worker),
     "Use": (generate.generate, train.train, train.jobs),
-    "Manage": (tasks.tasks, tasks.versions, alias.alias),
+    "Manage": (tasks.tasks, tasks.versions, explain.explain, alias.alias),
     "Check": (doctor.doctor, fsck.fsck, bench.bench),
 }
 

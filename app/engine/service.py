@@ -18,6 +18,7 @@ from dataclasses import replace
 import torch
 
 from app.backbone import Backbone, Decoding, LoadedPrompt, Row, SoftPrompt
+from app.backbone.explain import VectorView, explain_vectors, prefix_norms
 from app.engine.admission import Admission
 from app.engine.answers import Answer, Ask, Coupled, StreamEvent
 from app.engine.board import FlightBoard
@@ -169,6 +170,14 @@ class EngineService:
             event = await asyncio.wait_for(flight.events.get(), timeout=15)
         if event.finish not in ("stop", "length"):
             raise EngineFailure("the engine does not answer")
+
+    async def explain(self, prompt: LoadedPrompt, *, words: int) -> tuple[list[VectorView], list[list[float]]]:
+        """Each vector with its nearest words, and per virtual token the norms of its keys and values; one is empty."""
+        loop = asyncio.get_running_loop()
+        views = await loop.run_in_executor(
+            self._pool, lambda: explain_vectors(self.backbone, prompt.learned, words=words)
+        )
+        return views, prefix_norms(prompt.learned)
 
     def stats(self) -> EngineStats:
         return self._engine.stats()
