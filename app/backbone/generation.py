@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from app.backbone.backbone import Backbone
 from app.backbone.rows import Row
@@ -20,6 +21,14 @@ class Generated:
 
     tokens: tuple[int, ...]
     margins: tuple[float, ...]
+
+
+@torch.no_grad()
+def next_logits(backbone: Backbone, rows: Sequence[Row], prompts: Sequence[SoftPrompt | None] | None = None) -> Tensor:
+    """Logits [B, V] of what follows each row."""
+    of = prompts if prompts is not None else [None] * len(rows)
+    runner = backbone.runner(slots=len(rows), places=max(row.total for row in rows) + 1)
+    return runner.prefill(0, [prefill_item(row, prompt) for row, prompt in zip(rows, of, strict=True)]).logits
 
 
 @torch.no_grad()

@@ -27,7 +27,12 @@ Template = Annotated[
 ]
 Verbalizer = Annotated[
     str | None,
-    typer.Option("--verbalizer", metavar="JSON", help='{"label": [" word", …], …}', rich_help_panel=METHOD),
+    typer.Option(
+        "--verbalizer",
+        metavar="JSON",
+        help='{"label": [" word", …], …}, or `search`: the model finds them.',
+        rich_help_panel=METHOD,
+    ),
 ]
 Init = Annotated[
     Literal["random", "vocab", "text", "labels"] | None,

@@ -13,8 +13,9 @@ from prompt_store.models import TaskSpec
 
 
 class Plan(BaseModel):
-    """`spec` is the task's, or what the task will be created with. `split`: share of the training rows held back,
-    where no validation data is given; None leaves the share to the number of rows."""
+    """`spec` is the task's, or what the task will be created with. `search_words`: the trainer finds the labels' words,
+    and `verbalizer` is None. `split`: share of the training rows held back, where no validation data is given; None
+    leaves the share to the number of rows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -22,6 +23,7 @@ class Plan(BaseModel):
     spec: TaskSpec
     template: str
     verbalizer: dict[str, tuple[str, ...]] | None = None
+    search_words: bool = False
     training: PinnedData
     validation: PinnedData | None = None
     split: float | None = None

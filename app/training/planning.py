@@ -48,13 +48,14 @@ class Planner:
             check_rows(dev, spec)
         current = self._current(request)
         template = choose_template(request, rows, current)
-        words = choose_verbalizer(request, spec, template, current)
+        words = choose_verbalizer(request, spec, template, current, rows)
         self._check_with_backbone(template, words, rows)
         plan = Plan(
             task=request.task,
             spec=spec,
             template=template.source,
             verbalizer=words,
+            search_words=request.verbalizer == "search",
             training=training,
             validation=validation,
             split=request.validation_data.split if request.validation_data else None,
@@ -175,9 +176,10 @@ def default_template(rows: RowSet) -> str:
 
 
 def choose_verbalizer(
-    request: TrainRequest, spec: TaskSpec, template: Template, current: PromptMeta | None
+    request: TrainRequest, spec: TaskSpec, template: Template, current: PromptMeta | None, rows: RowSet
 ) -> dict[str, tuple[str, ...]] | None:
-    """The request's words, else the current version's, else each label as its own word; None for free text."""
+    """The request's words, else the current version's, else each label as its own word; None for free text, and where
+    the trainer is to search for them."""
     if spec.labels is None:
         if request.verbalizer is not None:
             raise InvalidVerbalizer("a free-text task has no labels, so no verbalizer", param="verbalizer")
@@ -186,6 +188,11 @@ def choose_verbalizer(
         if current is not None and current.verbalizer and request.template is None:
             return {label: tuple(current.verbalizer[label]) for label in spec.labels}
         return label_words(spec.labels, template)
+    if request.verbalizer == "search":
+        absent = [label for label in spec.labels if label not in (rows.labels or ())]
+        if absent:
+            raise InvalidVerbalizer(f"no training row has the label {_names(absent[:10])}", param="verbalizer")
+        return None
     if set(request.verbalizer) != set(spec.labels):
         raise InvalidVerbalizer(
             f"the verbalizer names exactly the labels {_names(spec.labels[:20])}", param="verbalizer"

@@ -96,7 +96,10 @@ class TrainRequest(Closed):
     training_data: TrainingData
     validation_data: ValidationData | None = None
     template: str | None = Field(default=None, min_length=1, max_length=16_384)
-    verbalizer: dict[str, Annotated[list[str], Field(min_length=1, max_length=32)]] | None = None
+    verbalizer: dict[str, Annotated[list[str], Field(min_length=1, max_length=32)]] | Literal["search"] | None = Field(
+        default=None,
+        description='Words of each label, or "search": the backbone finds them on the training rows.',
+    )
     method: PromptTuning = PromptTuning()
     hyperparameters: Hyperparameters = Hyperparameters()
     publish: Publish = Publish()

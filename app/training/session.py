@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import redis
 import torch
 
-from app.backbone import Backbone, Bos, compile_verbalizer, default_bos, parse_template
+from app.backbone import Backbone, compile_verbalizer, default_bos, parse_template
 from app.backbone.verbalizer import Verbalizer
 from app.training.checkpoints import Checkpoints
 from app.training.data import Example
@@ -25,6 +25,7 @@ from app.training.datasets import DatasetStore
 from app.training.evaluate import Evaluator
 from app.training.examples import Encoded, Encoder, frequent_tokens, split_rows
 from app.training.job import Status
+from app.training.label_words import search_label_words
 from app.training.methods import METHODS, Surroundings
 from app.training.plan import Plan
 from app.training.publishing import Publisher, Trained, Verdict
@@ -77,7 +78,7 @@ class Session:
     def run(self) -> None:
         """Raises Interrupted, Lost, or an error of the service or the store."""
         train, dev, split = self._examples()
-        encoder = self._encoder()
+        encoder = self._encoder(train)
         encoded = [encoder.encode(example) for example in train]
         schedule = make_schedule(
             self._plan.hyperparameters, rows=len(encoded), num_virtual_tokens=encoder.template.num_virtual_tokens
@@ -114,19 +115,20 @@ class Session:
         train, dev = split_rows(rows.examples, share, seed=0)
         return (train, dev, "dev") if dev else (train, train, "train")
 
-    def _encoder(self) -> Encoder:
+    def _encoder(self, train: list[Example]) -> Encoder:
         backbone = self._context.backbone
-        verbalizer: Verbalizer | None = None
-        if self._plan.verbalizer is not None:
-            verbalizer = compile_verbalizer(backbone.tokenizer, self._plan.verbalizer)
-        bos: Bos = default_bos(backbone.tokenizer)
-        return Encoder(
+        encoder = Encoder(
             backbone.tokenizer,
             parse_template(self._plan.template),
-            bos,
-            verbalizer,
+            default_bos(backbone.tokenizer),
+            None,
             min(self._context.max_context, backbone.max_positions),
         )
+        words: Mapping[str, Sequence[str]] | None = self._plan.verbalizer
+        if self._plan.search_words:
+            bare = replace(encoder, template=encoder.template.without_slots())
+            words = search_label_words(backbone, bare, self._plan.spec.labels or (), train)
+        return encoder if words is None else replace(encoder, verbalizer=compile_verbalizer(backbone.tokenizer, words))
 
     def _evaluator(self, encoder: Encoder, train: list[Example], schedule: Schedule) -> Evaluator:
         tokenizer = self._context.backbone.tokenizer

@@ -123,9 +123,9 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _parse_verbalizer(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
+def _parse_verbalizer(text: str | None) -> dict[str, Any] | str | None:
+    if text is None or text == "search":
+        return text
     try:
         found = json.loads(text)
     except ValueError as error:

@@ -16,6 +16,7 @@ from app.training.connection import connect
 from app.training.datasets import DatasetStore
 from app.training.job import Job
 from app.training.jobs import JobStore
+from app.training.planning import Planner
 from app.training.records import JobRecords
 from app.training.session import Context, Session
 from prompt_store import PromptStore
@@ -47,6 +48,11 @@ def datasets(client: redis.Redis, tmp_path: Path) -> DatasetStore:
 @pytest.fixture
 def jobs(client: redis.Redis, store: PromptStore, datasets: DatasetStore) -> JobStore:
     return JobStore(client, store, datasets, lease_s=LEASE_S)
+
+
+@pytest.fixture
+def planner(store: PromptStore, datasets: DatasetStore) -> Planner:
+    return Planner(store, datasets)
 
 
 @pytest.fixture(scope="session")

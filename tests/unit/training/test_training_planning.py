@@ -21,11 +21,6 @@ from prompt_store import BackboneRef, PromptMeta, PromptStore, TaskSpec
 from tests.training_data import mood_rows
 
 
-@pytest.fixture
-def planner(store: PromptStore, datasets: DatasetStore) -> Planner:
-    return Planner(store, datasets)
-
-
 def request(rows: list[dict[str, Any]] | None = None, **more: Any) -> TrainRequest:
     return TrainRequest.model_validate({"task": "mood", "training_data": {"inline": rows or mood_rows()}} | more)
 
