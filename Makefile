@@ -5,7 +5,7 @@ TESTS ?= tests
 RUN := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check fix docs test-slow chaos test-gpu bench bench-gpu bench-peers starters env clean
+.PHONY: help setup serve test check fix docs test-slow chaos test-gpu bench bench-gpu bench-peers starters pretrain env clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,10 @@ bench-peers: ## install vLLM for CPUs beside us, in .peers/vllm, for make bench 
 starters: setup ## train the starter prompts anew from DATA=folder
 	@test -n "$(DATA)" || { echo 'say where the data sets are: make starters DATA=folder' >&2; exit 2; }
 	$(PY) -m benchmarks.starters --data "$(DATA)"
+
+pretrain: setup ## make the backbone from DATA=folder and CORPUS=folder, or go on with it (ARGS="--threads 2 --nice 10")
+	@test -n "$(DATA)" -a -n "$(CORPUS)" || { echo 'say where the texts are: make pretrain DATA=folder CORPUS=folder' >&2; exit 2; }
+	$(PY) -m pretraining all --data "$(DATA)" --corpus "$(CORPUS)" $(ARGS)
 
 env: ## write .env for docker compose with fresh secrets; keeps one that exists
 	@python3 docker/write_env.py

@@ -1,0 +1,85 @@
+"""`python -m pretraining STAGE`: make a small backbone from text, stage by stage or all of it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from pretraining.errors import PretrainingError
+from pretraining.export import export, newest_model
+from pretraining.packing import Texts, pack_stage, say, tokenizer_stage
+from pretraining.recipe import Recipe, read_recipe
+from pretraining.scoring import evaluate, summary
+from pretraining.tokenizer import load_tokenizer
+from pretraining.trainer import Place, Trainer
+
+STAGES = ("tokenizer", "pack", "train", "evaluate", "export", "all")
+RECIPE = Path(__file__).with_name("chorus.toml")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m pretraining", description=__doc__)
+    made.add_argument("stage", choices=STAGES)
+    made.add_argument("--data", type=Path, required=True, help="folder with the data sets")
+    made.add_argument("--corpus", type=Path, required=True, help="folder with the corpora")
+    made.add_argument("--work", type=Path, default=Path(".pretraining"), help="folder for what is made (.pretraining)")
+    made.add_argument("--recipe", type=Path, default=RECIPE, help="recipe file (pretraining/chorus.toml)")
+    made.add_argument("--out", type=Path, help="model folder to write (WORK/export)")
+    made.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads (as many as cores)")
+    made.add_argument("--nice", type=int, default=0, help="be that much nicer to other processes, up to 19")
+    made.add_argument("--device", default="auto", help="cpu, cuda, or auto (cuda if there is one)")
+    made.add_argument("--until", type=int, help="stop training after this step")
+    made.add_argument("--last", action="store_true", help="evaluate and export the last weights, not their average")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    os.nice(arguments.nice)
+    os.environ.setdefault("RAYON_NUM_THREADS", str(arguments.threads))  # the tokenizer's threads
+    torch.set_num_threads(arguments.threads)
+    try:
+        recipe = read_recipe(arguments.recipe)
+        for stage in STAGES[1:-1] if arguments.stage == "all" else (arguments.stage,):
+            if not run_stage(stage, recipe, arguments):
+                say(f"stopped in stage {stage}; the same command goes on")
+                break
+    except PretrainingError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+def run_stage(stage: str, recipe: Recipe, arguments: argparse.Namespace) -> bool:
+    """Whether the stage came to its end. Raises PretrainingError if it cannot be done."""
+    work, data = arguments.work, arguments.data
+    if stage == "tokenizer":
+        tokenizer_stage(Texts(recipe, data, arguments.corpus), work)
+    elif stage == "pack":
+        pack_stage(Texts(recipe, data, arguments.corpus), work)
+    elif stage == "train":
+        trainer = Trainer(recipe, Place(work, data, device_for(arguments.device)), load_tokenizer(work / "tokenizer"))
+        return trainer.run(arguments.until)
+    elif stage == "evaluate":
+        model, step = newest_model(recipe, work, averaged=not arguments.last)
+        model.to(device_for(arguments.device))
+        result = evaluate(model, load_tokenizer(work / "tokenizer"), recipe, work, data)
+        say(f"step {step}: {summary(result)}")
+    else:
+        folder = export(recipe, work, arguments.out or work / "export", averaged=not arguments.last)
+        say(f"written to {folder}")
+    return True
+
+
+def device_for(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""The recipe: a TOML file that says everything a run depends on, read into frozen dataclasses and checked.
+
+Two runs of one recipe on the same data make the same shards, and on the same machine the same model.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pretraining.errors import RecipeError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    vocabulary: int
+    sample_chars: int  # of each source, at most
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a Llama-architecture decoder with tied embeddings."""
+
+    hidden: int
+    layers: int
+    heads: int
+    feed_forward: int
+    context: int
+    rope_theta: float = 10_000.0
+
+
+@dataclass(frozen=True)
+class PackRecipe:
+    ngram: int = 13
+    kept_back: float = 0.004  # share of records that only evaluation sees
+
+
+@dataclass(frozen=True)
+class Source:
+    """`file` for a corpus; `sets` with `passes` for exercises; `corpora` for exercises made from running text."""
+
+    name: str
+    file: str = ""
+    sets: tuple[str, ...] = ()
+    passes: int = 1
+    corpora: tuple[str, ...] = ()
+
+    @property
+    def aligned(self) -> bool:
+        """Whether windows begin with a document: exercises lose their sense when their begin is cut off."""
+        return not self.file
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training, up to the share `until` of all steps, with a mixture of its own."""
+
+    until: float
+    rows: int
+    length: int
+    answer_weight: float
+    task_weight: float
+    mixture: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    steps: int
+    warm_up: int = 100
+    decay: float = 0.4  # share of the steps, at the end
+    final: float = 0.02  # of the learning rate, at the last step
+    matrix_rate: float = 0.02
+    other_rate: float = 3e-3
+    matrix_weight_decay: float = 0.02
+    momentum: float = 0.95
+    clip: float = 1.0
+    average: float = 0.998  # decay of the moving average of the weights, a step
+    precision: str = "bf16"
+    compile: bool = True
+    log_every: int = 20
+    checkpoint_every: int = 200
+    evaluate_every: int = 1000
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A zero-shot question to dev rows: `wording` with `{field}`s, and a word for each label."""
+
+    data: str
+    wording: str
+    words: Mapping[str, str]
+    rows: int = 400
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    seed: int
+    held_out: tuple[str, ...]
+    tokenizer: TokenizerRecipe
+    shape: Shape
+    pack: PackRecipe
+    sources: tuple[Source, ...]
+    phases: tuple[Phase, ...]
+    train: TrainRecipe
+    probes: tuple[Probe, ...]
+
+    def packing_key(self) -> dict[str, Any]:
+        """What the shards depend on, the texts themselves aside."""
+        return {
+            "seed": self.seed,
+            "held_out": sorted(self.held_out),
+            "tokenizer": asdict(self.tokenizer),
+            "pack": asdict(self.pack),
+            "sources": [asdict(source) for source in self.sources],
+        }
+
+    def training_key(self) -> dict[str, Any]:
+        """What a checkpoint depends on: all but how often is looked and saved, so that those may change midway."""
+        train = asdict(self.train)
+        for key in ("log_every", "checkpoint_every", "evaluate_every", "compile"):
+            del train[key]
+        phases = [{**asdict(phase), "mixture": dict(phase.mixture)} for phase in self.phases]
+        return {"shape": asdict(self.shape), "train": train, "phases": phases, "packing": self.packing_key()}
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Raises RecipeError if the file is no recipe: unreadable, unknown or missing keys, numbers that cannot be."""
+    try:
+        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{file} cannot be read: {error}") from None
+    return recipe_from(raw)
+
+
+def recipe_from(raw: Mapping[str, Any]) -> Recipe:
+    """A recipe from parsed TOML. Raises RecipeError."""
+    parts = dict(raw)
+    sources = tuple(_make(Source, {"name": name, **value}) for name, value in parts.pop("sources", {}).items())
+    recipe = _make(
+        Recipe,
+        {
+            **parts,
+            "tokenizer": _make(TokenizerRecipe, parts.get("tokenizer", {})),
+            "shape": _make(Shape, parts.get("shape", {})),
+            "pack": _make(PackRecipe, parts.get("pack", {})),
+            "sources": sources,
+            "phases": tuple(_make(Phase, phase) for phase in parts.get("phases", [])),
+            "train": _make(TrainRecipe, parts.get("train", {})),
+            "probes": tuple(_make(Probe, probe) for probe in parts.get("probes", [])),
+        },
+    )
+    _check(recipe)
+    return recipe
+
+
+def _make(kind: type[T], values: Mapping[str, Any]) -> T:
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise RecipeError(f"{kind.__name__}: there is no {', '.join(unknown)}; there is {', '.join(sorted(known))}")
+    try:
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    except TypeError as error:
+        raise RecipeError(f"{kind.__name__}: {error}") from None
+
+
+def _check(recipe: Recipe) -> None:
+    """Raises RecipeError for the first thing that cannot be."""
+    names = {source.name for source in recipe.sources}
+    corpora = {source.name for source in recipe.sources if source.file}
+    shape, train = recipe.shape, recipe.train
+    untils = [phase.until for phase in recipe.phases]
+    claims = [
+        (300 <= recipe.tokenizer.vocabulary <= 65_536, "the vocabulary must be 300 to 65,536 entries: ids are uint16"),
+        (shape.hidden % (2 * shape.heads) == 0, "heads must divide the hidden size into parts of even size"),
+        (bool(recipe.phases) and untils[-1] == 1.0, "the last phase must go until 1.0"),
+        (untils == sorted(set(untils)), "the phases' `until` must rise"),
+        (0 < train.warm_up < train.steps, "the warm-up must be shorter than the training"),
+        (0 < train.decay <= 1 and 0 <= train.final <= 1, "`decay` and `final` are shares"),
+        (train.precision in ("bf16", "fp32"), "the precision is bf16 or fp32"),
+        (0 <= train.average < 1, "`average` must be at least 0 and below 1"),
+    ]
+    for source in recipe.sources:
+        kinds = sum(map(bool, (source.file, source.sets, source.corpora)))
+        claims += [
+            (kinds == 1, f"source {source.name} must have one of file, sets and corpora"),
+            (set(source.corpora) <= corpora, f"source {source.name} names a corpus that is no source"),
+            (not set(source.sets) & set(recipe.held_out), f"source {source.name} uses a set that is held out"),
+        ]
+    for phase in recipe.phases:
+        total = sum(phase.mixture.values())
+        claims += [
+            (set(phase.mixture) <= names, "a phase mixes a source that is not there"),
+            (abs(total - 1) < 1e-6, f"the shares of the phase until {phase.until} sum to {total:g}, not to 1"),
+            (8 <= phase.length <= shape.context, "a phase's length must be 8 at least and fit the context"),
+            (phase.rows > 0, "a phase needs rows"),
+        ]
+    for holds, message in claims:
+        if not holds:
+            raise RecipeError(message)

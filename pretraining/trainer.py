@@ -1,0 +1,251 @@
+"""The training loop: one step after another, each a function of the recipe, the shards and the state before it.
+
+What a step needs is in the checkpoint, so a run that was cut off and goes on has the same loss curve as one that was
+not: bit for bit in fp32 on one machine with one number of threads. A file `PAUSE` in the work folder makes the loop
+wait after the step at hand, its state saved and kept in memory; removing it lets the loop go on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from pretraining.checkpoint import Training, checkpoints, load_checkpoint, save_checkpoint
+from pretraining.errors import PretrainingError, WorkError
+from pretraining.files import digest_of_json, read_json, write_atomically
+from pretraining.mixture import Mixture, phase_at
+from pretraining.model import Losses, losses, new_model
+from pretraining.optimizer import Average, make_optimizers, rate_at, set_rate, split_parameters
+from pretraining.packing import read_manifest, say
+from pretraining.recipe import Recipe
+from pretraining.scoring import evaluate, summary
+from pretraining.shards import PackedReader
+
+PAUSE = "PAUSE"
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run lives, and on what it runs."""
+
+    work: Path
+    data: Path
+    device: str = "cpu"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.work / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        return self.work / "train.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.work / "evaluations.jsonl"
+
+
+class Trainer:
+    """One run. Making it loads the newest checkpoint, if there is one.
+
+    Raises WorkError if the shards are missing, or the checkpoint is of another recipe.
+    """
+
+    def __init__(self, recipe: Recipe, place: Place, tokenizer: Tokenizer) -> None:
+        self.recipe, self.place, self.tokenizer = recipe, place, tokenizer
+        manifest = read_manifest(place.work)
+        self.key = digest_of_json(
+            {"recipe": recipe.training_key(), "shards": read_json(place.work / "shards" / "manifest.json")["key"]}
+        )
+        mixed = {name for phase in recipe.phases for name in phase.mixture}
+        self.mixture = Mixture(
+            {name: PackedReader(place.work / "shards" / name, manifest[name], verify=True) for name in sorted(mixed)}
+        )
+        self.model = new_model(recipe, tokenizer.get_vocab_size()).to(place.device)
+        self.optimizers = make_optimizers(self.model, recipe.train)
+        self.average = Average(self.model, recipe.train.average)
+        self.training = Training(self.model, self.optimizers, self.average)
+        self.step = 0
+        self._saved = -1
+        self._clipped = split_parameters(self.model)[1]
+        self._losses: Callable[..., Losses] = (
+            torch.compile(losses, dynamic=False) if recipe.train.compile else losses  # shapes are few: one a phase
+        )
+        self._resume()
+
+    def run(self, until: int | None = None) -> bool:
+        """Train up to step `until`, or to the recipe's end, or until SIGTERM or SIGINT; a checkpoint in any case.
+
+        Whether the end was reached.
+        """
+        end = min(self.recipe.train.steps, self.recipe.train.steps if until is None else until)
+        meter = Meter(self.place.log)
+        with _stopping() as stop:
+            while self.step < end and not stop:
+                self._pause(meter, stop)
+                if stop:
+                    break
+                self.train_step(meter)
+                self._look(meter, end)
+        self.save()
+        return self.step >= end
+
+    def train_step(self, meter: Meter) -> float:
+        """One step; its loss in nats. Raises PretrainingError if that is not finite: training has diverged."""
+        train = self.recipe.train
+        phase = phase_at(self.recipe.phases, self.step / train.steps)
+        batch = self.mixture.batch(phase)
+        rate = rate_at(self.step, train)
+        set_rate(self.optimizers, rate)
+        tensors = [torch.from_numpy(part).to(self.place.device) for part in batch[:3]]
+        with torch.autocast(torch.device(self.place.device).type, torch.bfloat16, enabled=train.precision == "bf16"):
+            found = self._losses(self.model, *tensors)
+        found.total.backward()
+        torch.nn.utils.clip_grad_norm_(self._clipped, train.clip)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad()
+        self.average.update(self.step)
+        self.step += 1
+        loss = float(found.total.detach())
+        if not math.isfinite(loss):
+            raise PretrainingError(f"the loss of step {self.step} is {loss}: training has diverged")
+        meter.count(loss, rate, found, batch.sources, batch.ids[:, 1:].size)
+        return loss
+
+    def save(self) -> None:
+        """A checkpoint of where the run is, unless there is one."""
+        if self._saved != self.step:
+            state = {"step": self.step, "key": self.key, "mixture": self.mixture.state()}
+            save_checkpoint(self.place.checkpoints, self.training, state)
+            self._saved = self.step
+
+    def _look(self, meter: Meter, end: int) -> None:
+        train = self.recipe.train
+        last = self.step == end
+        if self.step % train.log_every == 0 or last:
+            say(meter.write(self.step))
+        if self.step % train.checkpoint_every == 0:
+            self.save()
+        if self.step % train.evaluate_every == 0 or last:
+            with meter.elsewhere():
+                self.evaluate()
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluate the averaged weights, and add a line to the file of evaluations."""
+        self.average.swap()
+        try:
+            result = evaluate(self.model, self.tokenizer, self.recipe, self.place.work, self.place.data)
+        finally:
+            self.average.swap()
+        with self.place.evaluations.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({"step": self.step, **result}) + "\n")
+        say(f"step {self.step}: {summary(result)}")
+        return result
+
+    def _resume(self) -> None:
+        found = checkpoints(self.place.checkpoints)
+        if found:
+            state = load_checkpoint(found[-1], self.training)
+            if state["key"] != self.key:
+                raise WorkError(f"{found[-1]} is of another recipe or other shards; move it away to start anew")
+            self.step = self._saved = int(state["step"])
+            self.mixture.restore(state["mixture"])
+            say(f"going on from step {self.step}")
+        for file in (self.place.log, self.place.evaluations):
+            _cut_lines_after(file, self.step)
+
+    def _pause(self, meter: Meter, stop: list[int]) -> None:
+        pause = self.place.work / PAUSE
+        if pause.exists():
+            self.save()
+            say(f"paused after step {self.step}: remove {pause} to go on")
+            with meter.elsewhere():
+                while pause.exists() and not stop:
+                    time.sleep(POLL_SECONDS)
+
+
+class Meter:
+    """Gathers losses by source between two lines of the log, and time, pauses and evaluations left out."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self._clear()
+
+    def count(self, loss: float, rate: float, found: Losses, sources: tuple[str, ...], tokens: int) -> None:
+        self._losses.append(loss)
+        self._rate = rate
+        self._tokens += tokens
+        columns = [part.tolist() for part in found[1:]]
+        for name, *values in zip(sources, *columns, strict=True):
+            for index, value in enumerate(values):
+                self._sums[name][index] += value
+
+    def write(self, step: int) -> str:
+        """Add a line to the log; the same in short, for people."""
+        seconds = time.monotonic() - self._since - self._elsewhere
+        record = {
+            "step": step,
+            "loss": sum(self._losses) / len(self._losses),
+            "rate": self._rate,
+            "tokens_per_second": round(self._tokens / seconds, 1),
+            "sources": {
+                name: {"loss": plain / max(count, 1), "answer_loss": answer / answers if answers else None}
+                for name, (plain, count, answer, answers) in sorted(self._sums.items())
+            },
+        }
+        with self.log.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(record) + "\n")
+        self._clear()
+        return f"step {step}: loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s"
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """Time that is not training's."""
+        began = time.monotonic()
+        yield
+        self._elsewhere += time.monotonic() - began
+
+    def _clear(self) -> None:
+        self._losses: list[float] = []
+        self._rate = 0.0
+        self._tokens = 0
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
+        self._since, self._elsewhere = time.monotonic(), 0.0
+
+
+def _cut_lines_after(file: Path, step: int) -> None:
+    """Drop lines of steps that will be done again."""
+    if file.is_file():
+        with file.open(encoding="utf-8") as lines:
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        write_atomically(file, "".join(kept).encode())
+
+
+@contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """A list that SIGTERM and SIGINT add to, so that a run ends after a step and not in it."""
+    stop: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stop.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
