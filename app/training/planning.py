@@ -24,6 +24,9 @@ DEFAULT_VIRTUAL_TOKENS = 20
 SHORT_ANSWER_WORDS = 3
 """Free-text answers of at most this many words on average are judged by exact match, longer ones by ROUGE-L."""
 
+IMBALANCE = 10
+"""Rows of the most common label for each of the rarest from which a set is called unbalanced."""
+
 _SLOT = re.compile(r"<prompt(?::(\d{1,6}))?>")
 
 
@@ -233,11 +236,22 @@ def lint(rows: RowSet, dev: RowSet | None, spec: TaskSpec) -> list[str]:
         absent = [label for label in spec.labels if label not in (rows.labels or ())]
         if absent:
             found.append(f"no training row has the label {_names(absent[:10])}")
+        found += _imbalance(rows)
     if dev is not None:
         shared = sum(tuple(example.fields[name] for name in rows.fields) in answers for example in dev.examples)
         if shared:
             found.append(f"{shared} validation rows are training rows too")
     return found
+
+
+def _imbalance(rows: RowSet) -> list[str]:
+    counts = sorted((rows.label_counts or {}).items(), key=lambda item: item[1])
+    if len(counts) < 2 or counts[-1][1] < IMBALANCE * counts[0][1]:
+        return []
+    (rare, few), (common, many) = counts[0], counts[-1]
+    return [
+        f"{few} rows have the label `{rare}` and {many} `{common}`; macro_f1 judges such a task better than accuracy"
+    ]
 
 
 def describe(rows: RowSet, dev: RowSet | None, training: PinnedData) -> dict[str, Any]:

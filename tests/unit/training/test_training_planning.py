@@ -246,3 +246,11 @@ def test_request_outside_the_contract_is_refused(wrong: dict[str, Any]) -> None:
 
 def test_request_methods_are_the_registered_ones() -> None:
     assert {PromptTuning().type} == set(METHODS)
+
+
+@pytest.mark.parametrize(("common", "warned"), [(39, False), (40, True)])
+def test_a_label_ten_times_as_common_as_another_is_warned_of(planner: Planner, common: int, warned: bool) -> None:
+    rows = [{"text": f"common {number}", "label": "good"} for number in range(common)]
+    rows += [{"text": f"rare {number}", "label": "bad"} for number in range(4)]
+    warnings = plan(planner, rows).warnings
+    assert any(f"4 rows have the label `bad` and {common} `good`" in warning for warning in warnings) is warned
