@@ -50,6 +50,7 @@ def export(recipe: Recipe, work: Path, out: Path, *, averaged: bool = True) -> P
     beside = out.with_name(f".{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     model.config.use_cache = True
+    model.set_attn_implementation("sdpa")
     model.to(torch.bfloat16).save_pretrained(beside)
     size = sum(file.stat().st_size for file in beside.glob("*.safetensors"))
     if size > MAX_BYTES:

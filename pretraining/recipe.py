@@ -81,6 +81,7 @@ class TrainRecipe:
     clip: float = 1.0
     average: float = 0.998  # decay of the moving average of the weights, a step
     precision: str = "bf16"
+    attention: str = "sdpa"  # or "eager": faster on a CPU, if compiled
     compile: bool = True
     log_every: int = 20
     checkpoint_every: int = 200
@@ -123,7 +124,7 @@ class Recipe:
     def training_key(self) -> dict[str, Any]:
         """What a checkpoint depends on: all but how often is looked and saved, so that those may change midway."""
         train = asdict(self.train)
-        for key in ("log_every", "checkpoint_every", "evaluate_every", "compile"):
+        for key in ("log_every", "checkpoint_every", "evaluate_every", "compile", "attention"):
             del train[key]
         phases = [{**asdict(phase), "mixture": dict(phase.mixture)} for phase in self.phases]
         return {"shape": asdict(self.shape), "train": train, "phases": phases, "packing": self.packing_key()}
@@ -183,6 +184,7 @@ def _check(recipe: Recipe) -> None:
         (0 < train.warm_up < train.steps, "the warm-up must be shorter than the training"),
         (0 < train.decay <= 1 and 0 <= train.final <= 1, "`decay` and `final` are shares"),
         (train.precision in ("bf16", "fp32"), "the precision is bf16 or fp32"),
+        (train.attention in ("sdpa", "eager"), "the attention is sdpa or eager"),
         (0 <= train.average < 1, "`average` must be at least 0 and below 1"),
     ]
     for source in recipe.sources:

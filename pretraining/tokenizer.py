@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from pretraining.documents import Document
+from pretraining.errors import WorkError
 from pretraining.files import digest_of, write_atomically
 
 SPECIAL = ("<s>", "</s>", "<pad>", "<mask>")
@@ -47,7 +48,12 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer as packing and scoring use it: `<s>` written in a text is text."""
+    """The tokenizer as packing and scoring use it: `<s>` written in a text is text.
+
+    Raises WorkError if `folder` holds none.
+    """
+    if not (folder / FILE).is_file():
+        raise WorkError(f"{FILE} is not in {folder}: run the stage that writes it")
     tokenizer = Tokenizer.from_file(str(folder / FILE))
     tokenizer.encode_special_tokens = True
     return tokenizer

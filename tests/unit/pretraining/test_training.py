@@ -172,22 +172,26 @@ def test_checkpoint_when_of_another_recipe_is_refused(packed: World, recipe: Rec
     assert trainer(packed, shorter(recipe, log_every=1, checkpoint_every=3)).step == 1
 
 
-def test_token_when_another_document_is_packed_before_it_has_the_same_logits(recipe: Recipe) -> None:
-    model = new_model(recipe, 100).eval()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_token_when_another_document_is_packed_before_it_has_the_same_logits(recipe: Recipe, attention: str) -> None:
+    model = new_model(shorter(recipe, attention=attention), 100).eval()
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.randint(4, 100, (1, 9), generator=generator) for _ in range(2))
     one[0, 0] = other[0, 0] = BOS
     both = torch.cat((other, one), 1)
     with torch.no_grad():
-        alone = model.model(input_ids=one, attention_mask=document_mask(one)).last_hidden_state
-        packed_last = model.model(input_ids=both, attention_mask=document_mask(both)).last_hidden_state[:, 9:]
+        alone = model.model(input_ids=one, attention_mask=document_mask(one, attention)).last_hidden_state
+        packed_last = model.model(input_ids=both, attention_mask=document_mask(both, attention)).last_hidden_state[
+            :, 9:
+        ]
         plain = model.model(input_ids=one).last_hidden_state
     torch.testing.assert_close(alone, packed_last, atol=2e-5, rtol=0)
     torch.testing.assert_close(alone, plain, atol=2e-5, rtol=0)
 
 
-def test_loss_when_weights_are_given_is_their_mean(recipe: Recipe) -> None:
-    model = new_model(recipe, 100).eval()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_loss_when_weights_are_given_is_their_mean(recipe: Recipe, attention: str) -> None:
+    model = new_model(shorter(recipe, attention=attention), 100).eval()
     ids = torch.randint(4, 100, (2, 11), generator=torch.Generator().manual_seed(1))
     weights = torch.tensor([[0.0, 1, 1, 5, 1, 0, 0, 0, 0, 0], [1.0] * 10])
     answers = weights == 5
