@@ -77,6 +77,6 @@ def losses(model: LlamaForCausalLM, ids: Tensor, weights: Tensor, answers: Tenso
     each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
     counted = (weights > 0).float()
     chosen = answers.float()
-    total = (each * weights).sum() / weights.sum()
+    total = (each * weights).sum() / weights.sum().clamp(min=1e-9)
     plain = each.detach()
     return Losses(total, (plain * counted).sum(1), counted.sum(1), (plain * chosen).sum(1), chosen.sum(1))

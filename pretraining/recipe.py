@@ -82,6 +82,7 @@ class TrainRecipe:
     average: float = 0.998  # decay of the moving average of the weights, a step
     precision: str = "bf16"
     attention: str = "sdpa"  # or "eager": faster on a CPU, if compiled
+    part_tokens: int = 0  # tokens computed at a time, at most, by whole rows; 0: the whole batch
     compile: bool = True
     log_every: int = 20
     checkpoint_every: int = 200
@@ -124,7 +125,7 @@ class Recipe:
     def training_key(self) -> dict[str, Any]:
         """What a checkpoint depends on: all but how often is looked and saved, so that those may change midway."""
         train = asdict(self.train)
-        for key in ("log_every", "checkpoint_every", "evaluate_every", "compile", "attention"):
+        for key in ("log_every", "checkpoint_every", "evaluate_every", "compile", "attention", "part_tokens"):
             del train[key]
         phases = [{**asdict(phase), "mixture": dict(phase.mixture)} for phase in self.phases]
         return {"shape": asdict(self.shape), "train": train, "phases": phases, "packing": self.packing_key()}
@@ -184,6 +185,7 @@ def _check(recipe: Recipe) -> None:
         (0 < train.warm_up < train.steps, "the warm-up must be shorter than the training"),
         (0 < train.decay <= 1 and 0 <= train.final <= 1, "`decay` and `final` are shares"),
         (train.precision in ("bf16", "fp32"), "the precision is bf16 or fp32"),
+        (train.part_tokens >= 0, "`part_tokens` must not be negative"),
         (train.attention in ("sdpa", "eager"), "the attention is sdpa or eager"),
         (0 <= train.average < 1, "`average` must be at least 0 and below 1"),
     ]

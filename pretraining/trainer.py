@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from pretraining.checkpoint import Training, checkpoints, load_checkpoint, save_checkpoint
 from pretraining.errors import PretrainingError, WorkError
@@ -111,20 +112,33 @@ class Trainer:
         rate = rate_at(self.step, train)
         set_rate(self.optimizers, rate)
         tensors = [torch.from_numpy(part).to(self.place.device) for part in batch[:3]]
-        with torch.autocast(torch.device(self.place.device).type, torch.bfloat16, enabled=train.precision == "bf16"):
-            found = self._losses(self.model, *tensors)
-        found.total.backward()
+        found = self._backward(*tensors)
         torch.nn.utils.clip_grad_norm_(self._clipped, train.clip)
         for optimizer in self.optimizers.values():
             optimizer.step()
             optimizer.zero_grad()
         self.average.update(self.step)
         self.step += 1
-        loss = float(found.total.detach())
+        loss = float(found.total)
         if not math.isfinite(loss):
             raise PretrainingError(f"the loss of step {self.step} is {loss}: training has diverged")
         meter.count(loss, rate, found, batch.sources, batch.ids[:, 1:].size)
         return loss
+
+    def _backward(self, ids: Tensor, weights: Tensor, answers: Tensor) -> Losses:
+        """Gradients of the batch's loss, gathered over parts of a few rows that stay in the processor's cache."""
+        train = self.recipe.train
+        device = torch.device(self.place.device).type
+        rows = max(1, train.part_tokens // weights.shape[1]) if train.part_tokens else len(ids)
+        parts: list[Losses] = []
+        for some in zip(*(one.split(rows) for one in (ids, weights, answers)), strict=True):
+            with torch.autocast(device, torch.bfloat16, enabled=train.precision == "bf16"):
+                found = self._losses(self.model, *some)
+            total = found.total * (some[1].sum() / weights.sum())
+            total.backward()
+            parts.append(found._replace(total=total.detach()))
+        columns = list(zip(*parts, strict=True))
+        return Losses(torch.stack(columns[0]).sum(), *(torch.cat(column) for column in columns[1:]))
 
     def save(self) -> None:
         """A checkpoint of where the run is, unless there is one."""

@@ -67,6 +67,12 @@ def test_run_when_cut_off_at_a_step_and_resumed_is_the_same_bit_for_bit(
     assert same(read_checkpoint(checkpoints(second.place.checkpoints)[-1])[1], uncut[1])
 
 
+def test_batch_when_computed_in_parts_is_the_same_step(packed: World, recipe: Recipe) -> None:
+    whole = steps(trainer(packed, recipe), 8)
+    parts = steps(trainer(packed, shorter(recipe, part_tokens=64)), 8)
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
 def test_loss_when_a_small_model_trains_falls(packed: World, recipe: Recipe) -> None:
     found = steps(trainer(packed, shorter(recipe, steps=60)), 60)
     assert sum(found[-5:]) / 5 < found[0] - 1.5
