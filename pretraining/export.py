@@ -58,6 +58,8 @@ def export(recipe: Recipe, work: Path, out: Path, *, averaged: bool = True) -> P
         raise WorkError(f"the weights are {size / 2**20:.1f} MiB; at most {MAX_BYTES / 2**20:.0f} MiB may ship")
     tokenizers.for_transformers(work / "tokenizer", recipe.shape.context).save_pretrained(beside)
     write_json(beside / "provenance.json", provenance(recipe, work, step, averaged=averaged))
+    for file in beside.iterdir():
+        file.chmod(0o644)  # weights are written for their owner alone
     shutil.rmtree(out, ignore_errors=True)
     beside.rename(out)
     return out

@@ -55,6 +55,7 @@ def test_export_when_a_folder_is_there_replaces_it_whole(trained: World, recipe:
     (out / "old").touch()
     export(recipe, trained.work, out)
     assert not (out / "old").exists()
+    assert {file.stat().st_mode & 0o777 for file in out.iterdir()} == {0o644}
     assert (out / "model.safetensors").is_file()
 
 
