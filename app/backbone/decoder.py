@@ -21,12 +21,13 @@ from torch import Tensor
 
 from app.backbone.decoder_steps import DecoderSteps, Norms, PackedRows, TorchSteps
 from app.backbone.linear import FrozenLinear, frozen_linear
+from app.backbone.native.product import SharedLinear, shared_linear
 from app.backbone.native.steps import native_steps
 from app.backbone.slot_memory import Heads, SlotMemory
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 _ROOM = 1.2  # weights and the largest piece in the making
-_SHARED_HEAD_BYTES = 64 << 20  # an output weight that is also the embedding is copied for speed up to this size
+_SHARED_HEAD_BYTES = 64 << 20  # an output weight that is also the embedding, where it takes a copy to be fast
 
 
 _PIECE_TOKENS, _PIECE_BYTES = 256, 4 << 20  # of the feed-forward on a CPU: enough for the product, small for the cache
@@ -194,9 +195,12 @@ def _block(layer: Any) -> Block:
     )
 
 
-def _head(model: Any) -> FrozenLinear:
+def _head(model: Any) -> FrozenLinear | SharedLinear:
     head = model.get_output_embeddings()
     size = head.weight.numel() * head.weight.element_size()
+    shared = shared_linear(head.weight) if _is_shared(model) and head.bias is None else None
+    if shared is not None:
+        return shared
     return frozen_linear([head.weight], [head.bias], pack=not _is_shared(model) or size <= _SHARED_HEAD_BYTES)
 
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+_LINE = 64  # bytes
+
 
 @dataclass(frozen=True)
 class KVShape:
@@ -153,4 +155,6 @@ def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.de
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
-    return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)
+    room = np.zeros(size + _LINE, np.uint8)
+    begin = -room.ctypes.data % _LINE  # no vector of a key lies across two cache lines
+    return torch.from_numpy(room[begin : begin + size]).view(dtype).view(shape)

@@ -10,13 +10,13 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from app.backbone.greedy import finite_rows
 from app.backbone.kv import PrefixKV
 from app.backbone.rows import Row
 from app.backbone.runner import PrefillItem, Runner
 from app.engine.groups import Sequence
 from app.engine.isolation import IsolatingRunner
 from app.engine.prompts import PrefixKey, ResidentPrompts
-from app.engine.sampling import finite_rows
 from app.engine.scheduler import Batch
 
 # Tokens that a pass of its own over cold prefixes has to save: below, it costs more than it spares.

@@ -21,11 +21,6 @@ def uniform(seeds: Tensor, steps: Tensor) -> Tensor:
     return bits.double() * 2.0**-53
 
 
-def finite_rows(logits: Tensor) -> Tensor:
-    """Which rows of [n, V] hold finite numbers only, [n] bool. By their extremes: a sum overflows in float16."""
-    return torch.isfinite(logits.amin(-1)) & torch.isfinite(logits.amax(-1))
-
-
 def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, top_k: Tensor, seeds: Tensor, steps: Tensor) -> Tensor:
     """One token per row, [B] int64, from logits [B, V] float32; all other arguments are [B], `temperature` above 0.
 

@@ -1,4 +1,4 @@
-"""Compile kernels.c for this machine, once: the library is kept in the user's cache and found there from then on.
+"""Compile the C files beside this for this machine, once: the library is kept in the user's cache and found there later.
 
 Nothing depends on it: without a C compiler, or on a platform where this fails, `load` returns None with a line in the
 log, and the same steps run in plain torch.
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 log = logging.getLogger(__name__)
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = Path(__file__).parent  # all of its .c files, one library
 # Sums may be reordered (vectors), but NaN and infinity keep their meaning: they are how a broken row is found.
 _FLAGS = (
     *("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math"),
@@ -56,7 +56,7 @@ def _compile(command: tuple[str, ...], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         fresh = Path(folder) / library.name
         done = subprocess.run(
-            (*command, str(SOURCE), "-o", str(fresh), "-lm"),
+            (*command, *map(str, sorted(SOURCES.glob("*.c"))), "-o", str(fresh), "-lm"),
             capture_output=True,
             timeout=_TIMEOUT_S,
             text=True,
@@ -75,7 +75,8 @@ def _key(command: tuple[str, ...]) -> str:
         lines = with_flags.read_text().splitlines()
         processor = next((line for line in lines if line.startswith(("flags", "Features"))), processor)
     what = repr((command, processor, platform.machine(), torch.__version__)).encode()
-    return hashlib.sha256(SOURCE.read_bytes() + what).hexdigest()[:24]
+    text = b"".join(file.read_bytes() for file in sorted(SOURCES.glob("*.[ch]")))
+    return hashlib.sha256(text + what).hexdigest()[:24]
 
 
 def _folder() -> Path:

@@ -15,7 +15,7 @@ from app.backbone.decoder_steps import Norms, PackedRows
 from app.backbone.native.build import load
 from app.backbone.slot_memory import SlotMemory
 
-# As `row_info` in kernels.c.
+# As `row_info` in attention.c.
 ROW_INFO = np.dtype(
     [
         *(("first", np.int64), ("count", np.int64), ("slot", np.int64), ("base", np.int64)),

@@ -164,3 +164,21 @@ def test_native_steps_of_a_row_with_nan_spoil_that_row_alone(dtype: torch.dtype)
     out = steps.silu_mul(steps.attend(y, rows, memory, 0))
     assert torch.isfinite(out[[0, 1, *range(6, 12)]]).all()
     assert not torch.isfinite(out[2:6].float().sum(1)).any()
+
+
+@needs_compiler
+@pytest.mark.parametrize(("queries", "groups"), [(4, 4), (14, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_attention_of_tokens_before_one_with_nan_is_as_without_it(
+    dtype: torch.dtype, queries: int, groups: int
+) -> None:
+    """Rows may share the text before it: queries are computed side by side, and 0 x NaN is NaN."""
+    heads, generator = make_heads(queries, groups, 64), torch.Generator().manual_seed(10)
+    memory, rows = make_memory(heads, dtype, slots=1), make_rows([(9, 40, ())], [0])
+    fill(memory, generator)
+    qkv = torch.randn(40, (queries + 2 * groups) * 64, generator=generator).to(dtype)
+    before = native(dtype).attend(qkv, rows, memory, 0)
+    memory.keys[:, 0, :, 29:], memory.values[:, 0, :, 29:] = torch.nan, torch.nan
+    after = native(dtype).attend(qkv, rows, memory, 0)
+    torch.testing.assert_close(after[:20], before[:20], atol=TOLERANCE[dtype], rtol=0)
+    assert after[20:].isnan().all()
