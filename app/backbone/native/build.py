@@ -1,4 +1,4 @@
-"""Compile the C files beside this for this machine, once: the library is kept in the user's cache and found there later.
+"""Compile the C files beside this for this machine, once: the library stays in the user's cache and is found there.
 
 Nothing depends on it: without a C compiler, or on a platform where this fails, `load` returns None with a line in the
 log, and the same steps run in plain torch.
