@@ -171,6 +171,8 @@ class Trainer:
         return result
 
     def _resume(self) -> None:
+        for unfinished in self.place.checkpoints.glob(".*.part"):  # of a process killed while it wrote
+            unfinished.unlink()
         found = checkpoints(self.place.checkpoints)
         if found:
             state = load_checkpoint(found[-1], self.training)

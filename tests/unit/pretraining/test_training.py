@@ -156,6 +156,7 @@ def test_checkpoint_when_writing_fails_leaves_the_one_before(
         with pytest.raises(OSError, match="no space"):
             run.save()
     assert trainer(packed, recipe).step == 1
+    assert [file.name for file in run.place.checkpoints.iterdir()] == ["00000001.safetensors"]
 
 
 def test_checkpoints_when_many_are_written_are_the_last_two(packed: World, recipe: Recipe) -> None:
