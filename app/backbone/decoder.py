@@ -10,8 +10,6 @@ Pre-norm blocks with RMS norms, rotary positions, grouped-query attention and a 
 
 from __future__ import annotations
 
-import ctypes
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from app.backbone.decoder_steps import DecoderSteps, Norms, PackedRows, TorchSteps
+from app.backbone.freed_memory import give_back_freed_memory
 from app.backbone.linear import FrozenLinear, frozen_linear
 from app.backbone.native.product import SharedLinear, shared_linear
 from app.backbone.native.steps import native_steps
@@ -95,7 +94,7 @@ class Decoder:
             for parameter in model.parameters():
                 parameter.data = parameter.data.clone()
             self.head = self.head if self.head.packed else _head(model)
-            _give_back()
+            give_back_freed_memory()
 
     def run(
         self,
@@ -138,12 +137,6 @@ def is_llama_shaped(model: Any) -> bool:
     config = model.config.get_text_config()
     known = config.model_type in MODEL_TYPES and getattr(config, "hidden_act", None) in ("silu", "swish")
     return known and hasattr(getattr(model, "model", None), "layers")
-
-
-def _give_back() -> None:
-    """Have the C library hand freed memory back to the system, where it knows how (glibc)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def has_room(model: Any) -> bool:

@@ -39,7 +39,9 @@ class BackboneTokenizer:
         self._full = Tokenizer.from_str(backend.to_str())
         self._full.no_padding()
         self._full.no_truncation()
-        self._plain = Tokenizer.from_str(_without_added_tokens(self._full.to_str()))
+        # Without added tokens they are one: a large vocabulary takes 30 MB in each.
+        added_any = bool(self._full.get_added_tokens_decoder())
+        self._plain = Tokenizer.from_str(_without_added_tokens(self._full.to_str())) if added_any else self._full
         self.vocab_size = vocab_size
         added = {token.content: index for index, token in self._full.get_added_tokens_decoder().items()}
         self._specials = {content: index for content, index in added.items() if content.strip()}

@@ -12,12 +12,14 @@ from collections.abc import Callable
 
 import torch
 
+from app.backbone.freed_memory import give_back_freed_memory
 from app.engine.engine import Engine
 from app.engine.types import Event
 
 log = logging.getLogger(__name__)
 
 Command = Callable[[Engine], None]
+_REST_S = 5.0  # without work before freed memory goes back to the system
 
 
 class EngineThread:
@@ -61,11 +63,22 @@ class EngineThread:
             if events:
                 self._deliver(events)
 
+    def _rest(self) -> None:
+        """Called with the lock held, which whoever sends a command meanwhile must not wait for."""
+        self._wake.release()
+        try:
+            give_back_freed_memory()
+        finally:
+            self._wake.acquire()
+
     def _take_commands(self) -> bool:
         """Wait for work and carry out what was sent. False when it is time to stop."""
         with self._wake:
+            rested = False
             while not self._commands and self._engine.idle and not self._stopping:
-                self._wake.wait()
+                if not self._wake.wait(None if rested else _REST_S):
+                    rested = True
+                    self._rest()
             commands, self._commands = list(self._commands), deque()
             if self._stopping:
                 return False

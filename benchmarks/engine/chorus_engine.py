@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.backbone.backbone import make_tokenizer, wrap_model
+from app.backbone.freed_memory import give_back_freed_memory
 from app.backbone.rows import Row
 from app.backbone.verbalizer import Verbalizer
 from app.engine.config import EngineConfig
@@ -97,7 +98,9 @@ class ChorusPeer(BasePeer):
         return {"first_s": first, "per_token_s": per_token}
 
     def statistics(self) -> dict[str, Any]:
-        """The engine's own counters: padding, cache hits, steps."""
+        """The engine's own counters: padding, cache hits, steps. Memory is then that of a server at rest: its thread
+        hands freed memory back after a few seconds without work."""
+        give_back_freed_memory()
         stats = self.engine.stats()
         return {
             "runner": self.engine.runner.name,

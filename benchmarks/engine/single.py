@@ -105,7 +105,7 @@ def memory(stage: Stage, key: str) -> Section:
         ["", "MiB"],
         [[label, f"{value:.0f}"] for label, value in rows],
         [Verdict("beyond weights, keys and values, imports", f"{beyond * 1.048576:.0f} MB", "≤ 150 MB", beyond <= 143)],
-        [f"after {stage.requests} requests of the mix; 64 rows of at most 256 tokens"],
+        [f"after {stage.requests} requests of the mix, at rest; 64 rows of at most 256 tokens"],
         raw=dict(rows),
     )
 
