@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from app.backbone.given import GivenPrefixes
 from app.backbone.kv import SlotCache
 from app.backbone.layout import Layout, attention_mask
+from app.backbone.token_probs import token_log_probs
 
 
 class MaskStyle(Enum):
@@ -54,16 +56,49 @@ class Forward:
 
         With a slot cache, the batch occupies slots `start` to `start + B` and sees what they hold.
         """
+        return self._logits(self._arguments(embeds, layout, cache, start), reads)
+
+    def log_probs(
+        self,
+        embeds: Tensor,
+        layout: Layout,
+        reads: Tensor,
+        pick: Tensor,
+        tokens: Tensor,
+        given: GivenPrefixes | None = None,
+    ) -> Tensor:
+        """Log-probabilities [M] float32 of `tokens` [M], each at `reads[pick]`, `reads` [N] flat indices into the
+        layout's [B, T]. Differentiable, without logits that are kept where the head stands apart."""
+        arguments = self._arguments(embeds, layout, given)
+        head = self.model.get_output_embeddings()
+        if not self.head_apart or not isinstance(head, torch.nn.Linear):
+            logits = self._logits(arguments, reads)
+            return logits[pick, tokens] - logits.logsumexp(-1)[pick]
+        hidden = self.model.base_model(**arguments).last_hidden_state  # [B, T, H]
+        picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, reads)
+        return token_log_probs(picked, head.weight, head.bias, pick, tokens)
+
+    def fill(self, embeds: Tensor, layout: Layout, cache: Cache) -> None:
+        """Have `cache` told of every layer's keys and values of rows that begin with nothing given."""
+        self.model.base_model(
+            inputs_embeds=embeds,
+            attention_mask=self._mask(layout, layout.width),
+            position_ids=layout.positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+
+    def _arguments(
+        self, embeds: Tensor, layout: Layout, cache: SlotCache | GivenPrefixes | None, start: int = 0
+    ) -> dict[str, Any]:
         keys = layout.keys if cache is not None else layout.width
-        mask = self._mask(layout, keys)
-        arguments = {
+        return {
             "inputs_embeds": embeds,
-            "attention_mask": mask,
+            "attention_mask": self._mask(layout, keys),
             "position_ids": layout.positions,
             "past_key_values": cache.view(start, keys, layout.storage) if cache is not None else None,
             "use_cache": cache is not None,
         }
-        return self._logits(arguments, reads)
 
     def step(self, embeds: Tensor, lengths: Tensor, keys: int, cache: SlotCache) -> Tensor:
         """One decode step of rows at slots 0 to B: embeds [B, 1, H], `lengths` [B] tokens already in the cache.

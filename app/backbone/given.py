@@ -47,6 +47,15 @@ class _GivenLayer(CacheLayerMixin):
         return -1
 
 
+def _rows(layer: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, G, W, D] of the rows, from those of the prefixes [2, M, G, W, D]."""
+    if layer.shape[1] == 1:
+        keys, values = layer.expand(-1, len(index), -1, -1, -1)
+    else:
+        keys, values = layer.index_select(1, index)
+    return keys, values
+
+
 class GivenPrefixes(Cache):
     """The prefixes of B rows: `lengths[i]` tokens of row i are given, `width` is the longest."""
 
@@ -57,10 +66,12 @@ class GivenPrefixes(Cache):
         self.lengths = [0 if prefix is None else prefix.length for prefix in prefixes]
         self.width = max(self.lengths)
         padded = [F.pad(prefix.data.to(dtype), (0, 0, 0, self.width - prefix.length)) for prefix in distinct]
+        if None in prefixes:  # zeros of their own: what is masked is multiplied all the same, and others' may be NaN
+            padded.append(torch.zeros_like(padded[0]))
         table = torch.stack(padded, 2)  # [2, L, M, G, W, D]
         places = {id(prefix): place for place, prefix in enumerate(distinct)}
-        index = torch.tensor([places.get(id(prefix), 0) for prefix in prefixes], device=table.device)
-        super().__init__(layers=[_GivenLayer(keys[index], values[index]) for keys, values in zip(*table, strict=True)])
+        index = torch.tensor([places.get(id(prefix), len(distinct)) for prefix in prefixes], device=table.device)
+        super().__init__(layers=[_GivenLayer(*_rows(layer, index)) for layer in table.unbind(1)])
 
     def view(self, start: int, keys: int, target: Tensor) -> GivenPrefixes:
         """Itself: a batch has all of it, from slot 0."""

@@ -48,8 +48,13 @@ class ScorePlan:
         if not self.sizes:
             return []
         logits = logits.float()
-        log_probs = logits[self.pick, self.tokens] - logits.logsumexp(-1)[self.pick]  # [M]
-        words = torch.zeros(self.labels.shape[0], device=logits.device).index_add(0, self.words, log_probs)  # [W]
+        return self.add_up(logits[self.pick, self.tokens] - logits.logsumexp(-1)[self.pick])
+
+    def add_up(self, log_probs: Tensor) -> list[Tensor]:
+        """Log-scores per row, [K] float32 each, from the scored tokens' log-probabilities [M] float32."""
+        if not self.sizes:
+            return []
+        words = torch.zeros(self.labels.shape[0], device=log_probs.device).index_add(0, self.words, log_probs)  # [W]
         return list(_log_sum_exp(words, self.labels, sum(self.sizes)).split(list(self.sizes)))
 
 

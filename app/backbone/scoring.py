@@ -1,4 +1,4 @@
-"""Scores of labels and of given answers: one forward without a cache, differentiable in the prompts.
+"""Scores of labels and of given answers: one forward that keeps no cache, differentiable in the prompts.
 
 The engine scores labels through the same layout, forward and plan, with a cache: what was trained is what is served.
 """
@@ -18,8 +18,12 @@ from app.backbone.layout import Layout, embed, lay_out, stack_prompts
 from app.backbone.reference import ReferenceRunner
 from app.backbone.rows import Row
 from app.backbone.score_plan import plan_scores, word_branches
+from app.backbone.shared_prefix import SharedPrefixes, share_prefixes
 from app.backbone.soft_prompt import SoftPrompt, vectors_of
 from app.backbone.verbalizer import Verbalizer
+
+Asked = Verbalizer | Sequence[int]
+"""What is wanted of a row: the scores of a verbalizer's labels, or the log-probabilities of an answer's tokens."""
 
 
 def score_labels(
@@ -27,30 +31,52 @@ def score_labels(
 ) -> list[Tensor]:
     """Log-scores of every label of every row, [K] float32 each; one forward without a cache, differentiable in the
     prompts. The same prompt may stand for several rows."""
-    if backbone.probed.forward is None:
-        alone = ReferenceRunner(backbone.model, slots=0, places=0)
-        return [alone.score(*of) for of in zip(rows, map(vectors_of, prompts), verbalizers, strict=True)]
-    branches = [word_branches(verbalizer) for verbalizer in verbalizers]
-    batch = _Batch.of(backbone, rows, prompts, branches)
-    plan = plan_scores(batch.layout.flat_ends, verbalizers, backbone.device)
-    return plan.label_scores(batch.logits(plan.reads))
+    return score_rows(backbone, rows, prompts, verbalizers)
 
 
 def answer_logprobs(
     backbone: Backbone, rows: Sequence[Row], prompts: Sequence[SoftPrompt | None], answers: Sequence[Sequence[int]]
 ) -> list[Tensor]:
     """Log-probability of each token of each given answer, [len(answer)] float32 per row; differentiable."""
+    return score_rows(backbone, rows, prompts, answers)
+
+
+def score_rows(
+    backbone: Backbone,
+    rows: Sequence[Row],
+    prompts: Sequence[SoftPrompt | None],
+    asked: Sequence[Asked],
+    *,
+    shared: SharedPrefixes | None = None,
+) -> list[Tensor]:
+    """What each row is asked for, in one forward over all of them, float32 and differentiable in the prompts: [K] for
+    the labels of a verbalizer, [len(answer)] for an answer.
+
+    `shared` is what rows begin with, where the caller has computed it; without it, it is computed here.
+    """
     if backbone.probed.forward is None:
         alone = ReferenceRunner(backbone.model, slots=0, places=0)
-        return [alone.answer_logprobs(*of) for of in zip(rows, map(vectors_of, prompts), answers, strict=True)]
-    joined = [Row((*row.ids, *answer[:-1]), row.prefix) for row, answer in zip(rows, answers, strict=True)]
-    batch = _Batch.of(backbone, joined, prompts)
-    ends = batch.layout.flat_ends  # of the tokens before each answer's last one
-    reads = [end - len(answer) + 1 + t for end, answer in zip(ends, answers, strict=True) for t in range(len(answer))]
-    targets = torch.tensor([token for answer in answers for token in answer], device=backbone.device)
-    logits = batch.logits(torch.tensor(reads, device=backbone.device))
-    log_probs = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    return list(log_probs.split([len(answer) for answer in answers]))
+        return [_score_alone(alone, *of) for of in zip(rows, map(vectors_of, prompts), asked, strict=True)]
+    shared = share_prefixes(backbone, rows, prompts) if shared is None else shared
+    given = [
+        prompt if isinstance(prompt, PrefixKV) else shared.of(row, prompt)
+        for row, prompt in zip(rows, prompts, strict=True)
+    ]
+    told = [row if isinstance(of, Verbalizer) else _with_answer(row, of) for row, of in zip(rows, asked, strict=True)]
+    branches = [word_branches(of) if isinstance(of, Verbalizer) else () for of in asked]
+    batch = _Batch.of(backbone, told, prompts, given, branches)
+    return batch.scores(asked)
+
+
+def _score_alone(runner: ReferenceRunner, row: Row, vectors: Tensor | None, asked: Asked) -> Tensor:
+    if isinstance(asked, Verbalizer):
+        return runner.score(row, vectors, asked)
+    return runner.answer_logprobs(row, vectors, asked)
+
+
+def _with_answer(row: Row, answer: Sequence[int]) -> Row:
+    """The tokens that predict the answer's: its last one predicts nothing that is wanted."""
+    return Row((*row.ids, *answer[:-1]), row.prefix)
 
 
 @dataclass(frozen=True)
@@ -67,22 +93,46 @@ class _Batch:
         backbone: Backbone,
         rows: Sequence[Row],
         prompts: Sequence[SoftPrompt | None],
-        branches: Sequence[Sequence[Sequence[int]]] | None = None,
+        prefixes: Sequence[PrefixKV | None],
+        branches: Sequence[Sequence[Sequence[int]]],
     ) -> _Batch:
-        prefixes = [prompt if isinstance(prompt, PrefixKV) else None for prompt in prompts]
         given = GivenPrefixes(prefixes, backbone.dtype) if any(prefixes) else None
-        table, offsets = stack_prompts([vectors_of(prompt) for prompt in prompts])
+        cached = given.lengths if given else [0] * len(rows)
+        left = [any(index < 0 for index in row.ids[skip:]) for row, skip in zip(rows, cached, strict=True)]
+        table, offsets = stack_prompts([vectors_of(p) if some else None for p, some in zip(prompts, left, strict=True)])
         layout = lay_out(
             rows,
             offsets=offsets,
-            cached=given.lengths if given else None,
+            cached=cached,
             branches=branches,
             base=given.width if given else None,
             device=backbone.device,
         )
         return _Batch(backbone, layout, table, given)
 
-    def logits(self, reads: Tensor) -> Tensor:
-        """[N, V] float32 at flat indices into the layout's [B, T]."""
+    def scores(self, asked: Sequence[Asked]) -> list[Tensor]:
+        ends = self.layout.flat_ends
+        labelled = [i for i, of in enumerate(asked) if isinstance(of, Verbalizer)]
+        plan = plan_scores(
+            [ends[i] for i in labelled],
+            [of for of in asked if isinstance(of, Verbalizer)],
+            self.backbone.device,
+        )
+        answers = {i: of for i, of in enumerate(asked) if not isinstance(of, Verbalizer)}
+        places = [ends[i] - len(of) + 1 + t for i, of in answers.items() for t in range(len(of))]
+        reads, pick, tokens = plan.reads, plan.pick, plan.tokens
+        if places:
+            more = torch.tensor(
+                [places, range(len(reads), len(reads) + len(places)), [t for of in answers.values() for t in of]],
+                device=reads.device,
+            )
+            reads, pick, tokens = (torch.cat(pair) for pair in zip((reads, pick, tokens), more, strict=True))
+        log_probs = self._log_probs(reads, pick, tokens)
+        of_labels, of_answers = log_probs.split([len(plan.pick), len(places)])
+        found = dict(zip(labelled, plan.add_up(of_labels), strict=True))
+        found |= zip(answers, of_answers.split([len(of) for of in answers.values()]), strict=True)
+        return [found[i] for i in range(len(asked))]
+
+    def _log_probs(self, reads: Tensor, pick: Tensor, tokens: Tensor) -> Tensor:
         embeds = embed(self.layout, self.backbone.embedding, self.table)
-        return self.backbone.forward.run(embeds, self.layout, reads, self.given)
+        return self.backbone.forward.log_probs(embeds, self.layout, reads, pick, tokens, self.given)
