@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from app.backbone.fingerprint import fingerprint
 from app.backbone.forward import Forward
 from app.backbone.kv import KVShape
+from app.backbone.openmp import give_team_back
 from app.backbone.packed_runner import PackedRunner
 from app.backbone.placement import choose_device, choose_dtype
 from app.backbone.probe import ProbeResult, probe, probeable_context
@@ -76,6 +77,11 @@ class Backbone:
         """Root mean square of the word embeddings' coordinates: the scale of learning rates and of random prompts."""
         return float(self.embedding_weight.detach().float().pow(2).mean().sqrt())
 
+    @cached_property
+    def embedding_norm(self) -> float:
+        """Median norm of the word embeddings: what a vector's own norm is held against."""
+        return float(self.embedding_weight.detach().float().norm(dim=1).median())
+
     @property
     def hidden_size(self) -> int:
         """Width of the input embeddings, which is what prompts have (not always the model's hidden size)."""
@@ -116,6 +122,7 @@ class Backbone:
         if self.probed.decoder is None:
             return self
         self.probed.decoder.release_plain_weights()
+        give_team_back()  # the engine has a thread of its own
         return replace(self, probed=replace(self.probed, forward=None, reason="its weights are laid out for serving"))
 
     def runner(self, *, slots: int, places: int) -> Runner:

@@ -46,7 +46,7 @@ def explain_vectors(backbone: Backbone, prompt: SoftPrompt | None, *, words: int
     if vectors is None:
         return []
     vectors = vectors.detach().to(backbone.device, torch.float32)  # [P, H]
-    unit = _median_norm(backbone.embedding_weight)
+    unit = backbone.embedding_norm
     cosines, tokens = _nearest(backbone, vectors, words)
     near = backbone.embedding_weight[tokens].float()  # [P, K, H]
     distances = (near - vectors[:, None]).norm(dim=-1) / unit  # [P, K]
@@ -88,7 +88,3 @@ def _nearest(backbone: Backbone, vectors: Tensor, words: int) -> tuple[Tensor, T
     cosines[:, reserved] = -torch.inf
     best = cosines.topk(min(words, cosines.shape[1] - len(reserved)), dim=1)
     return best.values, best.indices
-
-
-def _median_norm(weight: Tensor) -> float:
-    return float(weight.float().norm(dim=1).median())

@@ -110,7 +110,7 @@ def prompt_shapes(learned: SoftPrompt | None, template: Template, backbone: Back
 def _check_norms(where: str, vectors: Tensor | None, backbone: Backbone) -> None:
     if vectors is None:
         return
-    median = float(backbone.embedding_weight.float().norm(dim=1).median())
+    median = backbone.embedding_norm
     largest = float(vectors.norm(dim=1).max())
     if median > 0 and largest > _MAX_NORM_RATIO * median:
         raise InvalidPrompt(f"{where}: a vector of norm {largest:.3g}; word embeddings have {median:.3g}")

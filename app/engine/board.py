@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -46,9 +45,13 @@ class FlightBoard:
             self._quiet.set()
         return {flight.request.id for flight in flights if not flight.ended}
 
-    def hand_out(self, events: Sequence[Event]) -> None:
-        """Give each event to its row; those of rows that nobody waits for are dropped."""
-        now = time.monotonic()
+    def hand_out(self, steps: Sequence[tuple[float, Sequence[Event]]]) -> None:
+        """Give each event to its row, those of each step with the time when they happened; those of rows that nobody
+        waits for are dropped."""
+        for at, events in steps:
+            self._hand_out_one(at, events)
+
+    def _hand_out_one(self, now: float, events: Sequence[Event]) -> None:
         for event in events:
             flights = self._flights.get(event.request_id)
             if flights is None:

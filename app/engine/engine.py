@@ -64,6 +64,8 @@ class Engine:
         self._ends = frozenset(backbone.tokenizer.eos_ids)
         self._device, self._family, self._clock = backbone.device, backbone.family, clock
         self._live: dict[str, Group] = {}
+        self._impatient = 0  # of the live ones
+        self._phase: Phase | None = None  # of the last step
         self._deadlines: list[tuple[float, str]] = []  # a heap; ended requests leave it when their time comes
         self._cancelled: dict[str, FinishReason] = {}
         self._stats = EngineStats()
@@ -91,6 +93,7 @@ class Engine:
                 undo.callback(self.prompts.unpin, digest)
             undo.pop_all()
         self._live[request.id] = self.scheduler.add(request)
+        self._impatient += not request.patient
         heapq.heappush(self._deadlines, (request.deadline, request.id))
 
     def cancel(self, request_id: str, reason: FinishReason = "cancelled") -> None:
@@ -129,10 +132,17 @@ class Engine:
         """Run one batch and return what became of its rows; empty when idle."""
         events = self._drop_ended()
         batch = self.scheduler.schedule()
+        self._phase = None if batch is None else batch.phase
         if batch is None:
             return events
         run = self._prefill if batch.phase is Phase.PREFILL else self._decode
         return events + run(batch)
+
+    def may_wait(self, events: Sequence[Event]) -> bool:
+        """Whether nobody needs the last step's events before later ones: they are tokens behind a first one, of rows
+        whose callers read nothing before the end."""
+        patient = self._phase is Phase.DECODE and not self._impatient
+        return patient and all(event.finish is None for event in events)
 
     @torch.inference_mode()
     def fail_all(self, message: str) -> list[Event]:
@@ -151,6 +161,7 @@ class Engine:
         waiting = [row for group in self.scheduler.waiting for row in group.waiting]
         assert not any(row.ended for row in (*self.scheduler.running, *waiting))
         queued = [row.request_id for row in (*self.scheduler.running, *waiting)]
+        assert self._impatient == sum(not group.request.patient for group in self._live.values())
         assert Counter(queued) == {name: group.open for name, group in self._live.items()}
         digests = [row.row.digest for group in self._live.values() for row in group.sequences if not row.ended]
         assert self.prompts.pins == Counter(digest for digest in digests if digest is not None)
@@ -269,6 +280,7 @@ class Engine:
         row.group.open -= 1
         if not row.group.open:
             del self._live[row.request_id]
+            self._impatient -= not row.group.request.patient
         if row.row.digest is not None:
             self.prompts.unpin(row.row.digest)
         self._stats.finished[finish] = self._stats.finished.get(finish, 0) + 1

@@ -19,6 +19,7 @@ import torch
 
 from app.backbone import Backbone, Decoding, LoadedPrompt, Row, SoftPrompt
 from app.backbone.explain import VectorView, explain_vectors, prefix_norms
+from app.backbone.openmp import compute_alone, give_team_back
 from app.engine.admission import Admission
 from app.engine.answers import Answer, Ask, Coupled, StreamEvent
 from app.engine.board import FlightBoard
@@ -27,7 +28,7 @@ from app.engine.engine import Engine
 from app.engine.flights import Flight, Writing, read_label
 from app.engine.golden import check_golden
 from app.engine.intake import common_text, encode_asks, sharing
-from app.engine.thread import Command, EngineThread
+from app.engine.thread import Command, EngineThread, Told
 from app.engine.types import Capabilities, EngineStats, Event, FinishReason, Request, RowRequest, Sampling
 from app.errors import CapabilityMissing, ChorusError, Draining, EngineFailure
 
@@ -48,7 +49,7 @@ class EngineService:
         self.backbone, self.config = backbone, config
         self._engine = Engine(backbone, config)
         self._thread = EngineThread(self._engine, self._deliver, threads=config.threads)
-        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="chorus-tokenize")
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="chorus-tokenize", initializer=compute_alone)
         self._ids = itertools.count()
         self._admitted: dict[str, None] = {}  # digests whose golden outputs hold here, the oldest first
         self._admission = Admission(config)
@@ -58,6 +59,7 @@ class EngineService:
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
+        give_team_back()  # of the thread that made the engine: from here on the engine's own computes
         self._thread.start()
 
     async def stop(self, drain_s: float) -> None:
@@ -128,7 +130,8 @@ class EngineService:
         tenant: str = "",
     ) -> AsyncGenerator[StreamEvent, None]:
         """The same answer piece by piece; errors as for `answer`, those before the first event raised at once."""
-        async with self._flying([Ask(prompt, input, decoding, seed)], timeout_s, tenant) as (outcome,):
+        asks = [Ask(prompt, input, decoding, seed)]
+        async with self._flying(asks, timeout_s, tenant, whole=False) as (outcome,):
             if prompt.verbalizer is not None:
                 answer = await self._read(outcome, decoding)
                 yield StreamEvent(answer.text, answer.finish_reason, answer.usage)
@@ -196,15 +199,19 @@ class EngineService:
     # the way in
 
     @asynccontextmanager
-    async def _flying(self, asks: Sequence[Ask], timeout_s: float, tenant: str) -> AsyncIterator[list[Outcome]]:
-        """Submit rows together: for each ask its flight, or its error. Leaving cancels what has not ended."""
+    async def _flying(
+        self, asks: Sequence[Ask], timeout_s: float, tenant: str, *, whole: bool = True
+    ) -> AsyncIterator[list[Outcome]]:
+        """Submit rows together: for each ask its flight, or its error. Leaving cancels what has not ended. `whole`: the
+        caller reads an answer when it has ended."""
         async with self._admitted_rows(asks, timeout_s) as (rows, deadline):
             outcomes: list[Outcome | RowRequest] = [*rows]
             good = {i: row for i, row in enumerate(rows) if isinstance(row, RowRequest)}
             for numbers, shared in sharing(good) if self._engine.packed else [([i], 0) for i in good]:
                 task = asks[numbers[0]].prompt.task
                 together = tuple(good[i] for i in numbers)
-                request = self._request(together, deadline, task, tenant, shared=shared)
+                patient = whole and not any(asks[i].decoding.stop for i in numbers)  # a stop string looks at each token
+                request = self._request(together, deadline, task, tenant, shared=shared, patient=patient)
                 for index, i in enumerate(numbers):
                     outcomes[i] = Flight(request, index, asks[i].prompt, cost=good[i].cost)
             done = [outcome for outcome in outcomes if not isinstance(outcome, RowRequest)]
@@ -270,9 +277,8 @@ class EngineService:
             except (KeyError, ValueError, RuntimeError) as error:  # it never got in; it still gets its ending
                 log.error("a request could not be submitted", extra={"error": repr(error)})
                 message = "the engine did not take this request"
-                self._deliver(
-                    [Event(request.id, finish="error", error=message, row=i) for i in range(len(request.rows))]
-                )
+                failed = [Event(request.id, finish="error", error=message, row=i) for i in range(len(request.rows))]
+                self._deliver([(time.monotonic(), failed)])
 
         return submit
 
@@ -285,9 +291,10 @@ class EngineService:
         *,
         shared: int = 0,
         coupled: bool = False,
+        patient: bool = False,
     ) -> Request:
-        name = f"r{next(self._ids)}"
-        return Request(name, rows, deadline, shared, coupled, flow=(tenant, task), arrived=time.monotonic())
+        now = time.monotonic()
+        return Request(f"r{next(self._ids)}", rows, deadline, shared, coupled, (tenant, task), now, patient)
 
     def _send(self, *commands: Command) -> None:
         if commands:
@@ -295,11 +302,11 @@ class EngineService:
 
     # the way out
 
-    def _deliver(self, events: list[Event]) -> None:
-        """Called on the engine's thread: one hop to the event loop for all events of a step."""
+    def _deliver(self, steps: list[Told]) -> None:
+        """Called on the engine's thread: one hop to the event loop for all events of a step, or of several."""
         assert self._loop is not None
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._board.hand_out, events)
+            self._loop.call_soon_threadsafe(self._board.hand_out, steps)
 
     async def _read(self, outcome: Outcome, decoding: Decoding) -> Answer:
         flight = _flight(outcome)

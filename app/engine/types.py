@@ -64,7 +64,7 @@ class Request:
 
     `shared`: leading ids, plain text, that all rows have in common; they may be computed once. `coupled`: the rows
     write one text together, each token chosen from the mean of their distributions; they fail whole. `flow` is whose
-    turn it takes.
+    turn it takes. `patient`: its caller reads nothing before a row's end, so that its tokens may be told late.
     """
 
     id: str
@@ -74,6 +74,7 @@ class Request:
     coupled: bool = False
     flow: Flow = ("", "")
     arrived: float | None = None
+    patient: bool = False
 
     @classmethod
     def single(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from app.backbone import Backbone, LoadedPrompt, load_prompt
+from app.backbone.openmp import compute_alone
 from app.errors import StoreDown, VersionUnavailable
 from app.registry.cache import PromptCache, Refusal
 from app.registry.follower import Follower
@@ -52,7 +53,7 @@ class Registry:
         self._store = store
         self._backbone = backbone
         self._admit = admit
-        self._threads = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="registry")
+        self._threads = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="registry", initializer=compute_alone)
         self._follower = Follower(store, manifest=manifest, reconcile_s=reconcile_s, changed=self._on_change)
         self._cache = PromptCache(
             self._load,

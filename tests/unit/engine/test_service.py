@@ -8,6 +8,7 @@ import pytest
 
 from app.backbone import Backbone
 from app.engine import EngineConfig, EngineService
+from app.engine.board import FlightBoard
 from app.engine.load import DrainRate
 from app.errors import (
     ContextTooLong,
@@ -219,3 +220,41 @@ async def test_statistics_tell_how_rows_shared_steps_and_how_long_they_waited(ll
     assert stats.decode_rows.count == stats.decode_prompts.count == stats.steps_decode
     assert stats.decode_prompts.total == stats.decode_rows.total  # every row has a prompt of its own
     assert stats.inter_token_seconds.count == sum(answer.usage.completion_tokens - 1 for answer in answers)
+
+
+async def test_the_event_loop_hears_of_a_whole_answer_at_its_ends_and_of_a_stream_at_every_step(
+    llama: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = make_prompt(llama, TEMPLATES[0])
+    decoding = Decoding(max_tokens=20, temperature=1.5)
+    told: list[int] = []
+    hand_out = FlightBoard.hand_out
+
+    def count(board: FlightBoard, steps: Any) -> None:
+        told.append(len(steps))
+        hand_out(board, steps)
+
+    monkeypatch.setattr(FlightBoard, "hand_out", count)
+    async with serving(llama) as service:
+        answer = await service.answer(prompt, {"text": "a"}, decoding=decoding, seed=3, timeout_s=60)
+        whole = told.copy()
+        told.clear()
+        async for _ in service.stream(prompt, {"text": "a"}, decoding=decoding, seed=3, timeout_s=60):
+            pass
+    steps = answer.usage.completion_tokens + (answer.finish_reason == "stop")
+    assert steps > 3
+    assert whole == [1, steps - 1]
+    assert told == [1] * steps
+
+
+async def test_a_stream_beside_whole_answers_is_told_of_its_tokens_at_once(llama: Backbone) -> None:
+    prompts = [make_prompt(llama, TEMPLATES[0], seed=seed) for seed in range(2)]
+    async with serving(llama) as service:
+        whole = asyncio.create_task(service.answer(prompts[0], {"text": "a"}, decoding=LONG, timeout_s=60))
+        await until_running(service, 1)
+        seen = 0
+        async for _ in service.stream(prompts[1], {"text": "b"}, decoding=Decoding(max_tokens=4), timeout_s=60):
+            seen += 1
+            assert not whole.done()
+        assert seen > 1
+        assert (await whole).usage.completion_tokens == 100
