@@ -10,7 +10,6 @@ import asyncio
 import logging
 import re
 import time
-import uuid
 from contextlib import nullcontext, suppress
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -24,6 +23,7 @@ from app.api.errors import error_response, status_of
 from app.errors import Draining
 from app.settings import Settings
 from app.telemetry import Metrics, request_id
+from app.telemetry.ids import new_id
 
 log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
@@ -146,7 +146,7 @@ _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"
 
 def _request_id(headers: Headers) -> str:
     given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.match(given) else f"req_{uuid.uuid4().hex}"
+    return given if _REQUEST_ID.match(given) else new_id("req_", bits=128)
 
 
 async def _no_more() -> Message:

@@ -14,7 +14,7 @@ from app.api.outputs import total_usage
 from app.api.pinning import Pinned, pin_row
 from app.api.relay import Relay
 from app.api.replies import reply
-from app.api.routes.generate import RefPath, new_id
+from app.api.routes.generate import RefPath
 from app.api.schemas.completions import Choice, Completion, CompletionBody, CompletionUsage, Model, ModelList
 from app.api.schemas.generate import Options, Output, UsageBody
 from app.api.services import Services, ServicesDep
@@ -22,6 +22,7 @@ from app.api.sse import DONE, EventStream, connected, event
 from app.api.strict_route import StrictRoute
 from app.errors import CapabilityMissing, InvalidRequest
 from app.telemetry import request_id
+from app.telemetry.ids import new_id
 from prompt_store.models import PROD, Alias, Version
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _chunk(frame: Completion, output: Output) -> bytes:
 def _completion(rows: list[Pinned], model: str, choices: list[Choice], usage: CompletionUsage | None) -> Completion:
     """`system_fingerprint` names every version that answers a row."""
     return Completion(
-        id=new_id("cmpl"),
+        id=new_id("cmpl-"),
         created=int(time.time()),
         model=model,
         system_fingerprint=",".join(dict.fromkeys(name for row in rows for name in row.fingerprints)),

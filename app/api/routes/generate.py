@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from app.api.services import Services, ServicesDep
 from app.api.sse import DONE, EventStream, connected, event
 from app.api.strict_route import StrictRoute
 from app.telemetry import request_id
+from app.telemetry.ids import new_id
 
 router = APIRouter(route_class=StrictRoute, tags=["generate"])
 RefPath = Annotated[str, Path(max_length=140, description="`task`, `task@version` or `task:alias`.")]
@@ -35,7 +35,7 @@ async def generate(ref: RefPath, body: GenerateBody, services: ServicesDep, requ
         return await connected(request, _stream(services, ref, body))
     outputs = await connected(request, _answer(services, ref, body))
     usage = total_usage(outputs)
-    return reply(GenerateAnswer(id=new_id("gen"), task=outputs[0].task, outputs=outputs, usage=usage))
+    return reply(GenerateAnswer(id=new_id("gen-"), task=outputs[0].task, outputs=outputs, usage=usage))
 
 
 @router.post(
@@ -49,11 +49,7 @@ async def generate_mixed(body: MixedBody, services: ServicesDep, request: Reques
     else:
         tasks, given = body.fan_out()
         outputs = await connected(request, answer_fan_out(services, tasks, given, body))
-    return reply(MixedAnswer(id=new_id("gen"), outputs=outputs, usage=total_usage(outputs)))
-
-
-def new_id(kind: str) -> str:
-    return f"{kind}-{uuid.uuid4().hex[:24]}"
+    return reply(MixedAnswer(id=new_id("gen-"), outputs=outputs, usage=total_usage(outputs)))
 
 
 async def _answer(services: Services, ref: str, body: GenerateBody) -> list[Output]:
