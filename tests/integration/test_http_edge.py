@@ -38,6 +38,7 @@ CONTRACT = {
     "/v1/tasks/{task}": {"get", "put", "delete"},
     "/v1/tasks/{task}/versions": {"get"},
     "/v1/tasks/{task}/versions/{number}": {"get", "delete"},
+    "/v1/tasks/{task}/versions/{number}/vectors": {"get"},
     "/v1/tasks/{task}/aliases/{alias}": {"get", "put", "delete"},
     "/v1/datasets": {"get"},
     "/v1/datasets/{name}": {"get", "put"},
