@@ -11,7 +11,6 @@ Pre-norm blocks with RMS norms, rotary positions, grouped-query attention and a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from app.backbone.freed_memory import give_back_freed_memory
 from app.backbone.linear import FrozenLinear, frozen_linear
 from app.backbone.native.product import SharedLinear, shared_linear
 from app.backbone.native.steps import native_steps
+from app.backbone.placement import free_memory
 from app.backbone.slot_memory import Heads, SlotMemory
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -145,9 +145,8 @@ def has_room(model: Any) -> bool:
     device = model.get_input_embeddings().weight.device
     if device.type == "cuda":
         return size <= torch.cuda.mem_get_info(device)[0]
-    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
-    free = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
-    return not free or size <= free[0]
+    free = free_memory()
+    return free is None or size <= free
 
 
 def _heads(model: Any, places: int) -> Heads:

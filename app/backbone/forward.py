@@ -20,6 +20,9 @@ from app.backbone.kv import SlotCache
 from app.backbone.layout import Layout, attention_mask
 from app.backbone.token_probs import token_log_probs
 
+TRAINING_ATTENTION = "chorus_training"
+"""Name of the attention that training_form.py gives to models."""
+
 
 class MaskStyle(Enum):
     """How a model takes masks it did not make itself."""
@@ -40,8 +43,8 @@ class Forward:
 
     @property
     def additive(self) -> bool:
-        """Whether masks are added to attention scores (eager attention) instead of read as booleans."""
-        return bool(self.model.config._attn_implementation == "eager")
+        """Whether masks are added to attention scores instead of read as booleans."""
+        return self.model.config._attn_implementation in ("eager", TRAINING_ATTENTION)
 
     def run(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -37,3 +38,10 @@ def choose_dtype(wanted: str, device: torch.device, *, parameters: int) -> torch
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return torch.float32 if 4 * parameters <= memory // 2 else torch.bfloat16
+
+
+def free_memory() -> int | None:
+    """Bytes that the operating system would give us now; None where it does not say."""
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    free = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
+    return free[0] if free else None

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 
 from app.backbone import BackboneConfig, load_backbone
+from app.backbone.training_form import prepare_for_training
 from app.errors import ChorusError, InvalidDataset
 from app.settings import Settings
 from app.telemetry import configure_logging
@@ -112,7 +113,7 @@ def _context(settings: Settings, records: JobRecords, stop: threading.Event) -> 
         datasets=DatasetStore(
             connect(settings.redis_url), settings.data_dir / "datasets", max_rows=settings.max_train_rows
         ),
-        backbone=backbone,
+        backbone=prepare_for_training(backbone),
         data_dir=settings.data_dir,
         max_context=settings.max_context,
         checkpoint_s=settings.checkpoint_s,
