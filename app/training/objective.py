@@ -19,18 +19,18 @@ MAX_EVAL_TOKENS = 8192
 """Tokens of one evaluation batch, padding included."""
 
 
-def loss_sums(
-    backbone: Backbone, verbalizer: Verbalizer | None, prompt: SoftPrompt | None, batch: Sequence[Encoded]
-) -> tuple[Tensor, int]:
-    """(summed loss, number of terms): terms are rows of a label task, answer tokens of free text."""
-    rows = [one.row for one in batch]
-    prompts = [prompt] * len(batch)
-    if verbalizer is not None:
-        scores = torch.stack(score_labels(backbone, rows, prompts, [verbalizer] * len(batch)))  # [B, K]
-        labels = torch.tensor([one.label for one in batch], device=scores.device)
-        return F.cross_entropy(scores, labels, reduction="sum"), len(batch)
-    logprobs = answer_logprobs(backbone, rows, prompts, [one.answer for one in batch])
-    return -torch.cat(logprobs).sum(), sum(len(one.answer) for one in batch)
+def summed_loss(verbalizer: Verbalizer | None, scores: Sequence[Tensor], rows: Sequence[Encoded]) -> Tensor:
+    """Cross-entropy over the labels' scores, or negative log-probability of the answers' tokens, summed."""
+    if verbalizer is None:
+        return -torch.cat(list(scores)).sum()
+    table = torch.stack(list(scores))  # [B, K]
+    labels = torch.tensor([one.label for one in rows], device=table.device)
+    return F.cross_entropy(table, labels, reduction="sum")
+
+
+def count_terms(rows: Sequence[Encoded]) -> int:
+    """What a mean loss is a mean over: rows of a label task, answer tokens of free text."""
+    return sum(len(one.answer) or 1 for one in rows)
 
 
 @torch.no_grad()
@@ -51,8 +51,9 @@ def answer_losses(backbone: Backbone, prompt: SoftPrompt | None, examples: Seque
     """(summed negative log-probability, number of answer tokens)."""
     total, count = 0.0, 0
     for places in eval_batches(examples):
-        loss, terms = loss_sums(backbone, None, prompt, [examples[place] for place in places])
-        total, count = total + float(loss), count + terms
+        batch = [examples[place] for place in places]
+        scores = answer_logprobs(backbone, [one.row for one in batch], [prompt] * len(batch), [o.answer for o in batch])
+        total, count = total + float(summed_loss(None, scores, batch)), count + count_terms(batch)
     return total, count
 
 

@@ -10,9 +10,9 @@ import pytest
 from app.backbone import Backbone, compile_verbalizer, default_bos, parse_template
 from app.training.data import Example, parse_rows
 from app.training.examples import Batches, Encoder, frequent_tokens, sample_rows, split_rows
+from app.training.gradients import in_parts
 from app.training.requests import Hyperparameters
 from app.training.schedule import MAX_STEPS, MIN_STEPS, make_schedule
-from app.training.trainer import parts
 from tests.training_data import mood_rows
 
 
@@ -97,7 +97,7 @@ def test_frequent_tokens_are_those_of_the_rows_without_special_ones(backbone: Ba
 def test_parts_stay_within_their_tokens_and_lose_no_row(backbone: Backbone) -> None:
     encode = encoder(backbone, "<prompt:4>{text}", {"good": [" good"], "bad": [" bad"]})
     encoded = [encode.encode(example) for example in parse_rows(mood_rows()).examples]
-    found = parts(encoded, 60)
+    found = in_parts(encoded, 60)
     assert sorted(id(one) for part in found for one in part) == sorted(id(one) for one in encoded)
     assert all(len(part) == 1 or len(part) * max(one.length for one in part) <= 60 for part in found)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from app.backbone import Backbone, compile_verbalizer, default_bos, encode_row, parse_template, score_labels
-from app.training import trainer as loop
+from app.training import cotraining, gradients
 from app.training.checkpoints import KEEP, Checkpoints
 from app.training.data import parse_rows
 from app.training.evaluate import Evaluator
@@ -228,13 +228,12 @@ def test_score_that_falls_after_its_best_does_not_stop_a_run_whose_loss_falls(
 
 def broken_losses(monkeypatch: pytest.MonkeyPatch, bad: Mapping[int, float]) -> None:
     """Multiply the loss of the steps in `bad`, counted from 1."""
-    real, calls = loop.loss_sums, iter(range(1, 10**9))
+    real, calls = gradients.summed_loss, iter(range(1, 10**9))
 
-    def loss_sums(*args: Any) -> tuple[Tensor, int]:
-        loss, terms = real(*args)
-        return loss * bad.get(next(calls), 1.0), terms
+    def summed_loss(*args: Any) -> Tensor:
+        return real(*args) * bad.get(next(calls), 1.0)
 
-    monkeypatch.setattr(loop, "loss_sums", loss_sums)
+    monkeypatch.setattr(gradients, "summed_loss", summed_loss)
 
 
 def test_step_without_a_finite_loss_changes_nothing_and_is_warned_of(
@@ -262,7 +261,7 @@ def test_batch_in_parts_gives_the_gradient_of_the_whole(
 ) -> None:
     whole, split = Witness(), Witness()
     build(backbone, tmp_path / "a", whole, steps=2).run()
-    monkeypatch.setattr(loop, "MICRO_TOKENS", 1)
+    monkeypatch.setattr(cotraining, "MICRO_TOKENS", 1)
     build(backbone, tmp_path / "b", split, steps=2).run()
     assert split.losses == pytest.approx(whole.losses, rel=1e-5)
 
