@@ -42,6 +42,15 @@ def example_tensors(meta: PromptMeta, seed: int = 0) -> Mapping[str, np.ndarray]
     return {name: generator.standard_normal(shape, np.float32) for name, shape in expected_tensors(meta).items()}
 
 
+def with_versions(store: PromptStore, count: int, task: str = "sentiment") -> PromptStore:
+    """The store, after versions 1 to `count` of a task were published; `prod` points to the last, at that revision."""
+    meta = example_meta(task)
+    for job in range(count):
+        tensors = example_tensors(meta, job)
+        store.publish(task=task, meta=meta, tensors=tensors, publication=f"job-{job}", spec=EXAMPLE_SPEC)
+    return store
+
+
 def example_evaluation(score: float = 0.9, **details: Any) -> Evaluation:
     """One evaluation over a hundred rows."""
     return Evaluation(

@@ -7,9 +7,10 @@ out before the clock starts: what is compared is engines, not clients.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import safe_open
@@ -19,8 +20,10 @@ from benchmarks.engine.models import SHAPES
 from benchmarks.engine.workload import Ask, Task, Workload, every_task, fingerprint, label_ids, make_asks, make_tasks
 
 
-class BasePeer:
+class BasePeer(ABC):
     """One loaded peer. `options`: `model` (a name of models.SHAPES), `folder` of its files, `threads`."""
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"generate", "labels"})
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
@@ -30,8 +33,11 @@ class BasePeer:
         torch.set_num_threads(options["threads"])
 
     def prepare(self, work: dict[str, Any], slot: str = "") -> dict[str, Any]:
-        """Take a workload up, under a name; whatever stays warm in use is warm when this returns."""
+        """Take a workload up, under a name; whatever stays warm in use is warm when this returns. Raises ValueError for
+        a kind of work that this peer cannot do: no section should have asked."""
         workload = Workload.from_json(work)
+        if workload.kind not in self.kinds:
+            raise ValueError(f"{type(self).__name__} does not do {workload.kind!r}; it does {sorted(self.kinds)}")
         tasks = make_tasks(workload, hidden=self.shape.hidden, vocabulary=self.shape.vocabulary)
         self._slots[slot] = workload, tasks
         self._use(slot)
@@ -74,10 +80,10 @@ class BasePeer:
     def inputs(self, asks: Sequence[Ask], how: str) -> Any:
         return asks
 
+    @abstractmethod
     def answer(self, inputs: Any, how: str) -> list[Any]:
         """One answer for each request, in order: the tokens, or the index of the best label; a list of these where
         several tasks answer one text."""
-        raise NotImplementedError
 
 
 def word_embeddings(folder: Path) -> Tensor:

@@ -39,7 +39,9 @@ class VirtualEmbedding(torch.nn.Module):
 
 
 class ContinuousPeer(BasePeer):
-    """`options`: `rows` at once, `batch_tokens` in one forward."""
+    """`options`: `rows` at once, `batch_tokens` in one forward. It returns tokens, never the scores of chosen words."""
+
+    kinds = frozenset({"generate"})
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(options)
@@ -63,8 +65,6 @@ class ContinuousPeer(BasePeer):
         return [[*self._virtual[ask.task], *ask.ids] for ask in asks]
 
     def answer(self, inputs: list[list[int]], how: str) -> list[Any]:
-        if self.work.kind == "labels":
-            raise NotImplementedError("continuous batching returns no scores of chosen words")
         wanted = self._manager.add_requests(inputs=inputs, max_new_tokens=self.new_tokens)
         outputs: dict[str, Any] = {}
         while len(outputs) < len(wanted):

@@ -20,22 +20,13 @@ from prompt_store import (
     VersionNotFound,
     parse_ref,
 )
-from prompt_store.testing import EXAMPLE_SPEC, example_meta, example_tensors
+from prompt_store.testing import EXAMPLE_SPEC, with_versions
 
 
 @pytest.fixture
 def published(store: PromptStore) -> PromptStore:
     """Three versions of one task; `prod` points to the third at revision 3."""
-    meta = example_meta()
-    for job in range(3):
-        store.publish(
-            task="sentiment",
-            meta=meta,
-            tensors=example_tensors(meta, job),
-            publication=f"job-{job}",
-            spec=EXAMPLE_SPEC,
-        )
-    return store
+    return with_versions(store, 3)
 
 
 def test_move_alias_when_the_revision_is_expected_moves_it(published: PromptStore) -> None:

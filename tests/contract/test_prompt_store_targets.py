@@ -22,7 +22,7 @@ from prompt_store import (
     VersionNotFound,
     parse_ref,
 )
-from prompt_store.testing import EXAMPLE_SPEC, example_meta, example_tensors
+from prompt_store.testing import example_meta, example_tensors, with_versions
 from tests.contract.conftest import Server
 
 
@@ -43,16 +43,7 @@ SEVERAL = pytest.mark.parametrize("target", [SPLIT, VOTE, MEAN], ids=["split", "
 @pytest.fixture
 def published(store: PromptStore) -> PromptStore:
     """Twelve versions of one task; `prod` points to the last at revision 12."""
-    meta = example_meta()
-    for job in range(12):
-        store.publish(
-            task="sentiment",
-            meta=meta,
-            tensors=example_tensors(meta, job),
-            publication=f"job-{job}",
-            spec=EXAMPLE_SPEC,
-        )
-    return store
+    return with_versions(store, 12)
 
 
 def target_of(alias: Alias) -> AliasTarget:

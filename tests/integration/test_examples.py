@@ -5,8 +5,6 @@ set is what it says.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -18,19 +16,18 @@ import pytest
 from app.supervisor.banner import EXAMPLES as STARTER_INPUTS
 from tests.fakes import FakeBackbone, World, make_world, publish
 from tests.live import serving
+from tests.whole import HANG_S, chorus_up, clean_environment
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LABELS = {"billing", "technical", "account", "shipping", "feedback"}
-HANG_S = 400.0
 KEY = "an-example-key-of-some-length"
 
 
 def run_example(script: str, url: str, *options: str, key: str = KEY) -> subprocess.CompletedProcess[str]:
     """Run a script; the key goes by the environment, as a careful reader's does."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CHORUS_")}
     return subprocess.run(
         [sys.executable, str(EXAMPLES / script), "--url", url, *options],
-        env=environment | {"CHORUS_API_KEY": key},
+        env=clean_environment(CHORUS_API_KEY=key),
         capture_output=True,
         text=True,
         timeout=HANG_S,
@@ -40,26 +37,9 @@ def run_example(script: str, url: str, *options: str, key: str = KEY) -> subproc
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a `chorus up` with a key, on a free port and an empty data folder."""
-    folder = tmp_path_factory.mktemp("examples")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CHORUS_")}
-    with (folder / "stderr").open("w") as stderr:
-        up = subprocess.Popen(
-            [sys.executable, "-m", "app", "up", "--json", "--port", "0", "--data-dir", str(folder / "data")],
-            env=environment | {"CHORUS_API_KEY": KEY, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        )
-    assert up.stdout is not None
-    try:
-        line = up.stdout.readline()
-        assert line, (folder / "stderr").read_text()
-        yield json.loads(line)["url"]
-    finally:
-        up.send_signal(signal.SIGTERM)
-        up.wait(HANG_S)
-        up.stdout.close()
+    """The address of a `chorus up` with a key."""
+    with chorus_up(tmp_path_factory.mktemp("examples"), CHORUS_API_KEY=KEY) as url:
+        yield url
 
 
 def test_train_example_teaches_a_task_that_answers_at_once(service: str) -> None:

@@ -3,11 +3,9 @@ service. After a block, `<!-- prints: words -->` promises words of its output.""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.whole import HANG_S, chorus_up, clean_environment
+
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
-HANG_S = 400.0
 
 _BLOCK = re.compile(r"^```(?P<kind>bash|python)\n(?P<code>.*?)^```\n(?:<!-- prints: (?P<words>.*?) -->)?", re.M | re.S)
 
@@ -30,26 +29,8 @@ def blocks(guide: Path) -> list[tuple[str, str, str | None]]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a `chorus up` on a free port and an empty data folder."""
-    folder = tmp_path_factory.mktemp("guides")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CHORUS_")}
-    with (folder / "stderr").open("w") as stderr:
-        up = subprocess.Popen(
-            [sys.executable, "-m", "app", "up", "--json", "--port", "0", "--data-dir", str(folder / "data")],
-            env=environment | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        )
-    assert up.stdout is not None
-    try:
-        line = up.stdout.readline()
-        assert line, (folder / "stderr").read_text()
-        yield json.loads(line)["url"]
-    finally:
-        up.send_signal(signal.SIGTERM)
-        up.wait(HANG_S)
-        up.stdout.close()
+    with chorus_up(tmp_path_factory.mktemp("guides")) as url:
+        yield url
 
 
 @pytest.fixture
@@ -70,14 +51,12 @@ def test_there_are_guides_and_each_has_commands() -> None:
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
 def test_guide_does_what_it_says(guide: Path, service: str, folder: Path) -> None:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CHORUS_")}
-    environment = inherited | {
-        "CHORUS_URL": service,
-        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "160",
-    }
+    environment = clean_environment(
+        CHORUS_URL=service,
+        PATH=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        PYTHONPATH=str(ROOT),
+        COLUMNS="160",
+    )
     for kind, code, words in blocks(guide):
         command = ["bash", "-euo", "pipefail", "-c", code] if kind == "bash" else [sys.executable, "-c", code]
         run = subprocess.run(
