@@ -81,12 +81,12 @@ class Evaluator:
     max_tokens: int
     seed: int
 
-    def quick_judge(self, examples: Sequence[Example]) -> Callable[[SoftPrompt], Judgement]:
+    def quick_judge(self, examples: Sequence[Example]) -> Callable[[SoftPrompt | None], Judgement]:
         """What the training loop asks every few percent of its steps, on a sample of the rows."""
         limit = QUICK_ROWS if self.encoder.verbalizer is not None or self.metric == "loss" else QUICK_TEXTS
         encoded = [self.encoder.encode(example) for example in sample_rows(examples, limit, seed=self.seed)]
 
-        def judge(prompt: SoftPrompt) -> Judgement:
+        def judge(prompt: SoftPrompt | None) -> Judgement:
             judged = self._judge(prompt, encoded)
             return Judgement(judged.score, judged.loss, lower_is_better=self.metric == "loss")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from app.training.datasets import PinnedData
-from app.training.requests import Hyperparameters, PromptTuning, Publish
+from app.training.requests import AnyMethod, Hyperparameters, Publish
 from prompt_store.models import TaskSpec
 
 
@@ -27,7 +27,7 @@ class Plan(BaseModel):
     training: PinnedData
     validation: PinnedData | None = None
     split: float | None = None
-    method: PromptTuning
+    method: AnyMethod
     hyperparameters: Hyperparameters
     publish: Publish
     metadata: dict[str, str] = {}

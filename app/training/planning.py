@@ -14,8 +14,11 @@ from app.backbone import Backbone, Template, compile_verbalizer, default_bos, en
 from app.errors import InvalidDataset, InvalidTemplate, InvalidVerbalizer
 from app.training.data import FEW_ROWS, RowSet
 from app.training.datasets import DatasetStore, PinnedData
+from app.training.methods import METHODS, SearchedMethod
+from app.training.methods.base import Asked
 from app.training.plan import Plan
 from app.training.requests import TrainingData, TrainRequest, ValidationData
+from app.training.sources import RegistryVersions
 from prompt_store import errors as store_errors
 from prompt_store.models import PROD, PromptMeta, TaskSpec
 from prompt_store.store import PromptStore
@@ -53,6 +56,8 @@ class Planner:
         template = choose_template(request, rows, current)
         words = choose_verbalizer(request, spec, template, current, rows)
         self._check_with_backbone(template, words, rows)
+        asked = Asked(template, self._backbone, RegistryVersions(self._store, self._backbone))
+        method = METHODS[request.method.type].check(request.method, asked)
         plan = Plan(
             task=request.task,
             spec=spec,
@@ -62,7 +67,7 @@ class Planner:
             training=training,
             validation=validation,
             split=request.validation_data.split if request.validation_data else None,
-            method=request.method,
+            method=method,
             hyperparameters=request.hyperparameters,
             publish=request.publish,
             metadata=request.metadata,
@@ -143,7 +148,9 @@ def check_rows(rows: RowSet, spec: TaskSpec) -> None:
 
 
 def choose_template(request: TrainRequest, rows: RowSet, current: PromptMeta | None) -> Template:
-    """The request's template, else the current version's, else one made from the fields; numbers filled in."""
+    """The request's template, else the current version's, else one made from the fields; numbers filled in. Without
+    slots for a method that learns no vectors."""
+    searched = isinstance(METHODS[request.method.type], SearchedMethod)
     wanted = request.hyperparameters.num_virtual_tokens
     size = None if wanted == "auto" else wanted
     if request.template is not None:
@@ -156,7 +163,7 @@ def choose_template(request: TrainRequest, rows: RowSet, current: PromptMeta | N
     else:
         source, size = default_template(rows), size or DEFAULT_VIRTUAL_TOKENS
     template = parse_template(source, num_virtual_tokens=size)
-    if not template.slots:
+    if not template.slots and not searched:
         raise InvalidTemplate(
             "the template has no slot to learn: put `<prompt:20>` where the vectors shall stand", param="template"
         )
@@ -165,7 +172,7 @@ def choose_template(request: TrainRequest, rows: RowSet, current: PromptMeta | N
             f"the template has the fields {_names(template.fields)}, the rows have {_names(rows.fields)}",
             param="template",
         )
-    return template
+    return template.without_slots() if searched else template
 
 
 def default_template(rows: RowSet) -> str:

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from app.backbone import Backbone, SoftPrompt, load_prompt
+from app.backbone import Backbone, SoftPrompt, load_prompt, parse_template
 from app.backbone.soft_prompt import VECTORS, from_tensors, place, to_tensors
 from app.errors import Conflict, InvalidPrompt
 from app.training.data import Example
@@ -224,7 +224,8 @@ class Publisher:
     def _baselines(self, train: Sequence[Example], dev: Sequence[Example]) -> dict[str, float]:
         majority = self._evaluator.measure_majority(train, dev)
         found = {} if majority is None else {"majority": majority}
-        return found | {"zero_shot": self._evaluator.measure_without_slots(dev).score}
+        asked = replace(self._evaluator.encoder, template=parse_template(self._plan.template))
+        return found | {"zero_shot": replace(self._evaluator, encoder=asked).measure_without_slots(dev).score}
 
     def _meta(self, prompt: SoftPrompt | None, spec: TaskSpec, schedule: Schedule) -> PromptMeta:
         """Nothing in it depends on time or attempt: a resumed job makes the same blob."""

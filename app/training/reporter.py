@@ -70,6 +70,10 @@ class Reporter:
         """What "auto" stands for in this run."""
         self._report(hyperparameters=hyperparameters)
 
+    def settled(self, message: str) -> None:
+        """A choice that only the trainer could make."""
+        self._report(event=event_json("message", message))
+
     def stepped(self, step: int, loss: float, best: Judgement | None) -> None:
         now = self._clock()
         self._first = self._first or (now, step)

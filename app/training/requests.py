@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StringConstraints, model_validator
+from pydantic import Discriminator, Field, StrictFloat, StrictInt, StringConstraints, Tag, model_validator
 
+from app.training.closed import Closed
+from app.training.methods import DEFAULT, METHODS, MethodConfig
 from prompt_store.models import AliasName, Metric, TaskName
 
 Auto = Literal["auto"]
@@ -13,10 +15,6 @@ DatasetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TrainingData(Closed):
@@ -46,19 +44,24 @@ class ValidationData(Closed):
         return self
 
 
-class PromptTuning(Closed):
-    """A prompt of free vectors. `residual_mlp` learns them through a small network that is folded away at the end."""
+def _method_tag(value: Any) -> str | None:
+    """Which method a request means. A tag in parentheses keeps it out of the places that errors name."""
+    kind = value.get("type", DEFAULT) if isinstance(value, dict) else getattr(value, "type", None)
+    return f"({kind})" if isinstance(kind, str) and kind in METHODS else None
 
-    type: Literal["prompt_tuning"] = "prompt_tuning"
-    init: Literal["random", "vocab", "text", "labels"] = "vocab"
-    init_text: str | None = Field(default=None, min_length=1, max_length=8192)
-    reparametrization: Literal["none", "residual_mlp"] = "residual_mlp"
 
-    @model_validator(mode="after")
-    def _text_for_text(self) -> Self:
-        if (self.init == "text") != (self.init_text is not None):
-            raise ValueError('`init_text` belongs to `init`: "text", and to it alone')
-        return self
+if TYPE_CHECKING:
+    AnyMethod = MethodConfig
+else:
+    AnyMethod = Annotated[
+        Union[tuple(Annotated[of.config, Tag(f"({kind})")] for kind, of in METHODS.items())],  # noqa: UP007
+        Discriminator(
+            _method_tag,
+            custom_error_type="unknown_method",
+            custom_error_message=f"`type` is one of {', '.join(METHODS)}",
+        ),
+    ]
+    """The configuration of any registered method, told apart by `type`; without one it is prompt tuning."""
 
 
 class Hyperparameters(Closed):
@@ -100,7 +103,7 @@ class TrainRequest(Closed):
         default=None,
         description='Words of each label, or "search": the backbone finds them on the training rows.',
     )
-    method: PromptTuning = PromptTuning()
+    method: AnyMethod = METHODS[DEFAULT].config.model_validate({})
     hyperparameters: Hyperparameters = Hyperparameters()
     publish: Publish = Publish()
     metadata: dict[

@@ -15,24 +15,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import redis
-import torch
 
 from app.backbone import Backbone, compile_verbalizer, default_bos, parse_template
-from app.backbone.verbalizer import Verbalizer
 from app.training.checkpoints import Checkpoints
 from app.training.data import Example
 from app.training.datasets import DatasetStore
 from app.training.evaluate import Evaluator
-from app.training.examples import Encoded, Encoder, frequent_tokens, split_rows
+from app.training.examples import Encoded, Encoder, split_rows
 from app.training.job import Status
 from app.training.label_words import search_label_words
-from app.training.methods import METHODS, Surroundings
+from app.training.methods import METHODS, LearnedMethod, SearchedMethod
 from app.training.plan import Plan
 from app.training.publishing import Publisher, Trained, Verdict
 from app.training.records import JobRecords, job_folder
 from app.training.reporter import Reporter
 from app.training.schedule import Schedule, make_schedule
-from app.training.trainer import Interrupted, Trainer
+from app.training.searching import Search
+from app.training.sources import RegistrySources
+from app.training.surroundings import SAMPLE_ROWS, gather
+from app.training.trainer import Interrupted, Outcome, Trainer
 from prompt_store import PromptStore, StoreUnavailable
 
 T = TypeVar("T")
@@ -43,9 +44,6 @@ PATIENCE_S, RETRY_S = 60.0, 0.5
 SMALL_SPLIT, LARGE_SPLIT, SMALL_SET = 0.2, 0.1, 500
 MAX_DEV_ROWS = 2000
 """Rows held back where no validation data is given: a fifth of a small set, a tenth of a larger one, this at most."""
-
-SAMPLE_ROWS = 2000
-"""Training rows looked at for frequent tokens and for cut inputs."""
 
 
 class Lost(Exception):
@@ -74,6 +72,7 @@ class Session:
         self._job_id = job_id
         self._attempt = attempt
         self._plan: Plan = context.records.plan(job_id)
+        self._method = METHODS[self._plan.method.type]
 
     def run(self) -> None:
         """Raises Interrupted, Lost, or an error of the service or the store."""
@@ -83,12 +82,20 @@ class Session:
         schedule = make_schedule(
             self._plan.hyperparameters, rows=len(encoded), num_virtual_tokens=encoder.template.num_virtual_tokens
         )
+        if isinstance(self._method, SearchedMethod):
+            schedule = replace(schedule, steps=self._method.evaluations(self._plan.method), epochs=0.0)
         reporter = self._reporter(schedule, len(encoded))
         self._warn_of_cuts(reporter, encoder, encoded)
         evaluator = self._evaluator(encoder, train, schedule)
-        trainer = self._trainer(schedule, encoder, encoded, evaluator, dev, reporter)
-        reporter.chose(schedule.describe(trainer.peak_rate))
-        outcome = trainer.run()
+        if isinstance(self._method, SearchedMethod):
+            peak_rate = 0.0
+            outcome, evaluator = self._search(self._method, schedule, evaluator, train, dev, reporter)
+        else:
+            assert isinstance(self._method, LearnedMethod)
+            trainer = self._trainer(self._method, schedule, encoder, encoded, evaluator, dev, reporter)
+            peak_rate = trainer.peak_rate
+            reporter.chose(schedule.describe(peak_rate))
+            outcome = trainer.run()
         self._move("evaluating")
         publisher = Publisher(
             self._context.store,
@@ -98,7 +105,7 @@ class Session:
             job_id=self._job_id,
             attempt=self._attempt,
         )
-        trained = publisher.describe(outcome, schedule, trainer.peak_rate, train=train, dev=dev, split=split)
+        trained = publisher.describe(outcome, schedule, peak_rate, train=train, dev=dev, split=split)
         reporter.measured(trained.metrics)
         self._move("publishing")
         self._finish(publisher, trained)
@@ -141,8 +148,35 @@ class Session:
             seed=schedule.seed,
         )
 
+    def _search(
+        self,
+        method: SearchedMethod,
+        schedule: Schedule,
+        evaluator: Evaluator,
+        train: list[Example],
+        dev: list[Example],
+        reporter: Reporter,
+    ) -> tuple[Outcome, Evaluator]:
+        """What was found, and the evaluator of its template."""
+        reporter.chose(schedule.describe(0.0))
+        search = Search(
+            method,
+            self._plan.method,
+            evaluator.encoder.template,
+            train,
+            dev,
+            evaluator,
+            listener=reporter,
+            checkpoints=self._checkpoints(),
+            checkpoint_s=self._context.checkpoint_s,
+        )
+        outcome, template = search.run()
+        reporter.settled(f"the best words: {template.source}")
+        return outcome, replace(evaluator, encoder=replace(evaluator.encoder, template=template))
+
     def _trainer(
         self,
+        method: LearnedMethod,
         schedule: Schedule,
         encoder: Encoder,
         encoded: list[Encoded],
@@ -152,28 +186,37 @@ class Session:
     ) -> Trainer:
         context = self._context
         backbone = context.backbone
-        around = Surroundings(
-            num_virtual_tokens=schedule.num_virtual_tokens,
-            embedding=backbone.embedding_weight.detach().float(),
-            frequent=frequent_tokens(encoded[:SAMPLE_ROWS], backbone.tokenizer.reserved),
-            label_tokens=_label_tokens(encoder.verbalizer),
-            text_tokens=backbone.tokenizer.encode_text(self._plan.method.init_text or ""),
-            generator=torch.Generator().manual_seed(schedule.seed),
+        around = gather(
+            self._plan.method,
+            schedule,
+            backbone,
+            encoded,
+            encoder.verbalizer,
+            sources=RegistrySources(context.store, backbone, self._plan.task),
+            stop=context.stop.is_set,
         )
-        identity = hashlib.sha256(f"{self._plan.model_dump_json()}{backbone.fingerprint}".encode()).hexdigest()
+        settled = method.settle(self._plan.method, around)
+        if settled != self._plan.method:
+            self._plan = self._plan.model_copy(update={"method": settled})
+            reporter.settled(f"the method is settled: {settled.model_dump_json(exclude_none=True)}")
         return Trainer(
             backbone,
-            METHODS[self._plan.method.type].begin(self._plan.method, around),
+            method.begin(settled, around),
             encoded,
             encoder.verbalizer,
             schedule,
             judge=evaluator.quick_judge(dev),
             listener=reporter,
-            checkpoints=Checkpoints(
-                job_folder(context.data_dir, self._job_id), attempt=self._attempt, identity=identity
-            ),
+            checkpoints=self._checkpoints(),
             checkpoint_s=context.checkpoint_s,
         )
+
+    def _checkpoints(self) -> Checkpoints:
+        """Of this plan and this backbone alone."""
+        context = self._context
+        identity = f"{self._plan.model_dump_json()}{context.backbone.fingerprint}".encode()
+        folder = job_folder(context.data_dir, self._job_id)
+        return Checkpoints(folder, attempt=self._attempt, identity=hashlib.sha256(identity).hexdigest())
 
     def _reporter(self, schedule: Schedule, rows: int) -> Reporter:
         return Reporter(
@@ -230,9 +273,3 @@ def _compared(verdict: Verdict) -> dict[str, Any]:
         return {}
     told = verdict.comparison
     return {"compared_with": told.pop("version"), **{f"compared_{name}": value for name, value in told.items()}}
-
-
-def _label_tokens(verbalizer: Verbalizer | None) -> list[list[int]]:
-    if verbalizer is None:
-        return []
-    return [[token for word in words for token in word] for words in verbalizer.ids]

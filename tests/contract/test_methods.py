@@ -1,27 +1,67 @@
-"""What every method of learning a prompt promises the trainer, and that each `type` of a request has one."""
+"""What every method promises the trainer, by the configurations that a request may give it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 
+from app.backbone.kv import KVShape, PrefixKV
 from app.backbone.soft_prompt import to_tensors
-from app.training.methods import METHODS, Learner, Surroundings
+from app.errors import CapabilityMissing, InvalidPrompt, NotFound
+from app.training.methods import METHODS, LearnedMethod, Learner, SearchedMethod, Surroundings
 from app.training.methods.base import load_state, state_of
-from app.training.requests import PromptTuning
 
 P, H, V = 6, 16, 50
+KV = KVShape(layers=3, groups=2, width=4)
+FORMS = {"prompt": (P, H), "prefix": KV.prefix(P)}
 
-CONFIGS: dict[str, list[Any]] = {
-    "prompt_tuning": [
-        PromptTuning(init=init, reparametrization=form, init_text="some words" if init == "text" else None)
-        for init in ("random", "vocab", "text", "labels")
-        for form in ("none", "residual_mlp")
+STARTS: list[dict[str, Any]] = [
+    {"init": "random"},
+    {"init": "vocab"},
+    {"init": "text", "init_text": "some words"},
+    {"init": "labels"},
+    {"init": "prompt", "init_prompt": "other@1"},
+]
+CONFIGS: dict[str, list[dict[str, Any]]] = {
+    "prompt_tuning": [start | {"reparametrization": form} for start in STARTS for form in ("none", "residual_mlp")],
+    "residual": [{"bottleneck": 5, **start} for start in STARTS],
+    "p_tuning": [{}, {"hidden_size": 12}, {"encoder": "lstm"}, {"encoder": "lstm", "num_layers": 1, "hidden_size": 4}],
+    "prefix_tuning": [
+        {"reparametrization": form, "hidden_size": 10, **start}
+        for form in ("none", "mlp")
+        for start in ({"init": "vocab"}, {"init": "text", "init_text": "w"}, {"init": "random"}, {"init": "zero"})
     ],
+    "multitask": [*STARTS, {"source": ["other@1", "short@2"], "num_ranks": 3}],
+    "spot": [{"init_prompt": "other@1"}, {"init_prompt": "short@2"}],
 }
 EVERY = [pytest.param(kind, config, id=f"{kind}-{n}") for kind, of in CONFIGS.items() for n, config in enumerate(of)]
+
+
+class KnownSources:
+    """Two versions: one as long as the prompt, one shorter."""
+
+    known: dict[str, torch.Tensor] = {  # noqa: RUF012
+        "other@1": torch.linspace(-0.2, 0.3, P * H).view(P, H),
+        "short@2": torch.linspace(0.3, -0.1, 2 * H).view(2, H),
+    }
+
+    def vectors(self, reference: str) -> torch.Tensor:
+        if reference not in self.known:
+            raise InvalidPrompt(reference)
+        return self.known[reference]
+
+    def others(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.known.items()
+
+
+def keys_of(ids: Sequence[int]) -> PrefixKV:
+    """Keys ten times as large as values, as real models have them, each token's its own."""
+    data = torch.stack([torch.randn(KV.prefix(1), generator=torch.Generator().manual_seed(int(of))) for of in ids])
+    data = data.squeeze(4).permute(1, 2, 3, 0, 4)
+    return PrefixKV(data * torch.tensor([10.0, 1.0])[:, None, None, None, None])
 
 
 def surroundings(seed: int = 0, **changes: Any) -> Surroundings:
@@ -33,44 +73,66 @@ def surroundings(seed: int = 0, **changes: Any) -> Surroundings:
         "label_tokens": [[10, 11], [12]],
         "text_tokens": [20, 21],
         "generator": torch.Generator().manual_seed(seed),
+        "kv_shape": KV,
+        "keys_of": keys_of,
+        "sources": KnownSources(),
     }
     return Surroundings(**(known | changes))
 
 
-def begin(kind: str, config: Any, **changes: Any) -> Learner:
-    return METHODS[kind].begin(config, surroundings(**changes))
+def begin(kind: str, config: dict[str, Any], **changes: Any) -> Learner:
+    method = METHODS[kind]
+    assert isinstance(method, LearnedMethod)
+    return method.begin(method.config.model_validate({"type": kind} | config), surroundings(**changes))
+
+
+def parts(learner: Learner) -> dict[str, torch.Tensor]:
+    return to_tensors(learner.prompt())
 
 
 def take_steps(learner: Learner, count: int = 3) -> None:
-    target = torch.linspace(-1, 1, P * H).view(P, H)
     parameters = [parameter for _, parameter in learner.named_parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=0.01)
     for _ in range(count):
         optimizer.zero_grad()
-        (learner.prompt() - target).pow(2).sum().backward()
+        found = torch.cat([part.flatten() for part in parts(learner).values()])
+        (found - torch.linspace(-1, 1, len(found))).pow(2).sum().backward()
         optimizer.step()
 
 
 def test_every_method_is_covered() -> None:
-    assert set(CONFIGS) == set(METHODS)
+    assert set(CONFIGS) == {kind for kind, method in METHODS.items() if isinstance(method, LearnedMethod)}
+    assert {kind for kind, method in METHODS.items() if isinstance(method, SearchedMethod)} == {"hard"}
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_type_is_the_files_name_and_every_option_has_a_default(kind: str) -> None:
+    method = METHODS[kind]
+    assert method.config().type == kind
+    assert type(method).__module__ == f"app.training.methods.{kind}"
+    with pytest.raises(ValueError, match="Extra inputs"):
+        method.config.model_validate({"type": kind, "no_such_option": 1})
 
 
 @pytest.mark.parametrize(("kind", "config"), EVERY)
-def test_prompt_at_the_start_has_the_asked_shape_and_is_finite(kind: str, config: Any) -> None:
-    prompt = begin(kind, config).prompt()
-    assert (prompt.shape, prompt.dtype) == ((P, H), torch.float32)
-    assert torch.isfinite(prompt).all()
+def test_prompt_at_the_start_has_the_asked_shape_and_is_finite(kind: str, config: dict[str, Any]) -> None:
+    found = parts(begin(kind, config))
+    (name,) = found
+    assert (tuple(found[name].shape), found[name].dtype) == (FORMS[name], torch.float32)
+    assert torch.isfinite(found[name]).all()
 
 
 @pytest.mark.parametrize(("kind", "config"), EVERY)
-def test_start_depends_on_the_seed_alone(kind: str, config: Any) -> None:
-    first, again = begin(kind, config, seed=5), begin(kind, config, seed=5)
+def test_start_depends_on_the_seed_alone(kind: str, config: dict[str, Any]) -> None:
+    first = begin(kind, config, seed=5)
+    torch.rand(3)  # what others draw does not matter
+    again = begin(kind, config, seed=5)
     for name, tensor in state_of(first).items():
         assert torch.equal(tensor, state_of(again)[name])
 
 
 @pytest.mark.parametrize(("kind", "config"), EVERY)
-def test_every_parameter_is_trainable_and_has_a_learning_rate(kind: str, config: Any) -> None:
+def test_every_parameter_is_trainable_and_has_a_learning_rate(kind: str, config: dict[str, Any]) -> None:
     learner = begin(kind, config)
     before = state_of(learner)
     assert set(learner.learning_rates(None)) == set(before)
@@ -82,43 +144,75 @@ def test_every_parameter_is_trainable_and_has_a_learning_rate(kind: str, config:
 
 
 @pytest.mark.parametrize(("kind", "config"), EVERY)
-def test_learning_rate_of_the_user_is_the_vectors(kind: str, config: Any) -> None:
-    assert begin(kind, config).learning_rates(0.25)["vectors"] == 0.25
+def test_names_of_parameters_are_told_apart_by_a_prefix(kind: str, config: dict[str, Any]) -> None:
+    names = [name for name, _ in begin(kind, config).named_parameters()]
+    assert not [(one, other) for one in names for other in names if other.startswith(f"{one}.")]
 
 
 @pytest.mark.parametrize(("kind", "config"), EVERY)
-def test_learning_rates_scale_with_the_embeddings(kind: str, config: Any) -> None:
-    small = begin(kind, config).learning_rates(None)["vectors"]
-    large = begin(kind, config, embedding=surroundings().embedding * 10).learning_rates(None)["vectors"]
-    assert large == pytest.approx(10 * small)
+def test_learning_rate_of_the_user_is_the_first_parameters(kind: str, config: dict[str, Any]) -> None:
+    learner = begin(kind, config)
+    first, _ = learner.named_parameters()[0]
+    assert learner.learning_rates(0.25)[first] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"), [one for one in EVERY if one.values[0] not in ("p_tuning", "prefix_tuning")]
+)
+def test_learning_rate_of_vectors_scales_with_the_embeddings(kind: str, config: dict[str, Any]) -> None:
+    learner = begin(kind, config)
+    first, _ = learner.named_parameters()[0]
+    large = begin(kind, config, embedding=surroundings().embedding * 10)
+    assert large.learning_rates(None)[first] == pytest.approx(10 * learner.learning_rates(None)[first])
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "lstm"])
+def test_encoder_starts_at_the_embeddings_scale_and_its_last_layer_learns_by_it(encoder: str) -> None:
+    last = {"mlp": "mlp_head.4.weight", "lstm": "mlp_head.2.weight"}[encoder]
+    small = begin("p_tuning", {"encoder": encoder})
+    large = begin("p_tuning", {"encoder": encoder}, embedding=surroundings().embedding * 10)
+    for learner, times in ((small, 1), (large, 10)):
+        rms = parts(learner)["prompt"].detach().pow(2).mean().sqrt()
+        assert float(rms) == pytest.approx(times * surroundings().rms, rel=1e-4)
+    assert large.learning_rates(None)[last] == pytest.approx(10 * small.learning_rates(None)[last])
+    assert large.learning_rates(None)["embedding.weight"] == small.learning_rates(None)["embedding.weight"]
+    assert set(small.learning_rates(0.5).values()) == {0.5}
+
+
+def test_keys_and_values_learn_each_by_the_scale_of_real_ones() -> None:
+    rates = begin("prefix_tuning", {}).learning_rates(None)
+    assert rates["keys"] == pytest.approx(10 * rates["values"], rel=0.3)
 
 
 @pytest.mark.parametrize(("kind", "config"), EVERY)
-def test_the_prompt_after_training_is_folded_into_the_tensors_of_a_blob(kind: str, config: Any) -> None:
+def test_the_prompt_after_training_is_folded_into_the_tensors_of_a_blob(kind: str, config: dict[str, Any]) -> None:
     learner = begin(kind, config)
     take_steps(learner)
-    folded = to_tensors(learner.prompt())
-    assert {name: (tuple(part.shape), part.dtype) for name, part in folded.items()} == {
-        "prompt": ((P, H), torch.float32)
-    }
+    folded = parts(learner)
+    (name,) = folded
+    assert (tuple(folded[name].shape), folded[name].dtype) == (FORMS[name], torch.float32)
+    assert folded[name].is_contiguous()
 
 
 @pytest.mark.parametrize(("kind", "config"), EVERY)
-def test_state_put_back_gives_the_same_prompt(kind: str, config: Any) -> None:
+def test_state_put_back_gives_the_same_prompt_and_the_same_next_steps(kind: str, config: dict[str, Any]) -> None:
     learner = begin(kind, config)
     take_steps(learner)
     other = begin(kind, config, seed=9)
     load_state(other, state_of(learner))
-    assert torch.equal(other.prompt(), learner.prompt())
+    for _ in range(2):
+        for name, part in parts(learner).items():
+            assert torch.equal(part, parts(other)[name])
+        take_steps(learner)
+        take_steps(other)
 
 
-@pytest.mark.parametrize("form", ["none", "residual_mlp"])
-def test_prompt_tuning_starts_at_its_initial_vectors(form: str) -> None:
+@pytest.mark.parametrize("kind", ["prompt_tuning", "residual", "multitask"])
+def test_vectors_start_where_the_request_says(kind: str) -> None:
     embedding = surroundings().embedding
 
     def start(init: str, **more: Any) -> torch.Tensor:
-        config = PromptTuning.model_validate({"init": init, "reparametrization": form} | more)
-        return begin("prompt_tuning", config).prompt().detach()
+        return parts(begin(kind, {"init": init} | more))["prompt"].detach()
 
     assert torch.allclose(start("text", init_text="x"), embedding[[20, 21] * 3])
     drawn = start("vocab")
@@ -127,15 +221,63 @@ def test_prompt_tuning_starts_at_its_initial_vectors(form: str) -> None:
     assert all(any(torch.allclose(row, other) for other in allowed) for row in drawn)
     assert len({tuple(row.tolist()) for row in drawn}) == P
     assert start("random").std() == pytest.approx(float(embedding.std()), rel=0.3)
+    other = KnownSources.known
+    assert torch.allclose(start("prompt", init_prompt="other@1"), other["other@1"])
+    assert torch.allclose(start("prompt", init_prompt="short@2"), other["short@2"].repeat(3, 1))
+
+
+@pytest.mark.parametrize("form", ["none", "mlp"])
+def test_prefix_starts_where_the_request_says(form: str) -> None:
+    def start(**more: Any) -> torch.Tensor:
+        return parts(begin("prefix_tuning", {"reparametrization": form} | more))["prefix"].detach()
+
+    assert torch.equal(start(init="text", init_text="x"), keys_of([20, 21] * 3).data)
+    assert torch.equal(start(init="zero"), torch.zeros(KV.prefix(P)))
+    drawn = start(init="vocab")
+    allowed = [keys_of([token]).data[:, :, :, 0] for token in (3, 1, 4, 15, 9, 2, 6, 5)]
+    assert all(any(torch.equal(drawn[:, :, :, j], one) for one in allowed) for j in range(P))
+    assert float(start(init="random").std()) > 1
+
+
+def test_multitask_starts_as_the_mean_of_its_sources() -> None:
+    first, second = KnownSources.known["other@1"], KnownSources.known["short@2"].repeat(3, 1)
+    found = parts(begin("multitask", {"source": ["other@1", "short@2"], "num_ranks": 4}))["prompt"]
+    assert torch.allclose(found, (first + second) / 2)
 
 
 def test_vocab_without_rows_draws_from_the_whole_vocabulary() -> None:
-    prompt = begin("prompt_tuning", PromptTuning(init="vocab"), frequent=[]).prompt()
-    assert torch.isfinite(prompt).all()
+    assert torch.isfinite(parts(begin("prompt_tuning", {"init": "vocab"}, frequent=[]))["prompt"]).all()
 
 
 def test_labels_of_free_text_start_as_vocab() -> None:
-    config = PromptTuning(init="labels", reparametrization="none")
-    free = begin("prompt_tuning", config, label_tokens=[])
-    vocab = begin("prompt_tuning", PromptTuning(init="vocab", reparametrization="none"))
-    assert torch.equal(free.prompt(), vocab.prompt())
+    free = begin("prompt_tuning", {"init": "labels"}, label_tokens=[])
+    assert torch.equal(parts(free)["prompt"], parts(begin("prompt_tuning", {"init": "vocab"}))["prompt"])
+
+
+def test_prefix_tuning_where_no_keys_can_be_given_is_refused() -> None:
+    with pytest.raises(CapabilityMissing):
+        begin("prefix_tuning", {}, kv_shape=None)
+
+
+def settle(**changes: Any) -> str:
+    spot = METHODS["spot"]
+    assert isinstance(spot, LearnedMethod)
+    return spot.settle(spot.config(), surroundings(**changes)).init_prompt  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("wanted", ["other@1", "short@2"])
+def test_spot_takes_the_version_nearest_to_a_short_trial(wanted: str) -> None:
+    def try_out(learner: Learner) -> None:
+        with torch.no_grad():
+            learner.named_parameters()[0][1].copy_(KnownSources.known[wanted].mean(0) * 3)
+
+    assert settle(try_out=try_out) == wanted
+
+
+def test_spot_without_anything_near_says_so() -> None:
+    class Nothing(KnownSources):
+        known: dict[str, torch.Tensor] = {}  # noqa: RUF012
+
+    with pytest.raises(NotFound) as refused:
+        settle(try_out=lambda _: None, sources=Nothing())
+    assert refused.value.param == "method.init_prompt"

@@ -14,7 +14,8 @@ from app.api.schemas.aliases import AliasBody, EnsembleBody, ShareBody
 from app.api.schemas.completions import CompletionBody
 from app.api.schemas.generate import GenerateBody, MixedBody, Request
 from app.api.schemas.tasks import DecodingBody, TaskBody
-from app.training.requests import Hyperparameters, PromptTuning, Publish, TrainingData, TrainRequest, ValidationData
+from app.training.methods import METHODS
+from app.training.requests import Hyperparameters, Publish, TrainingData, TrainRequest, ValidationData
 from tests.fakes import make_world
 from tests.live import HANG_S, serving
 
@@ -29,11 +30,10 @@ BODIES = (
     ShareBody,
     EnsembleBody,
 )
-TRAINING = (TrainRequest, TrainingData, ValidationData, PromptTuning, Hyperparameters, Publish)
+TRAINING = (TrainRequest, TrainingData, ValidationData, Hyperparameters, Publish)
+TRAINING += tuple(method.config for method in METHODS.values())
 NAMES = sorted({name for model in BODIES + TRAINING for name in model.model_fields} | {"text", "label", "type"})
-TEXT = st.sampled_from(
-    ["", "x", "echo", "sentiment@1", "echo:prod", "auto", "prompt_tuning", "<prompt:3>", "{", "\x00"]
-)
+TEXT = st.sampled_from(["", "x", "echo", "sentiment@1", "echo:prod", "auto", *METHODS, "<prompt:3>", "{", "\x00"])
 LEAF = (
     st.none()
     | st.booleans()
@@ -93,6 +93,7 @@ def test_one_wrong_value_in_an_honest_body_is_answered(client: httpx.Client, met
             "training_data": {"inline": [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(12)]},
             "template": "<prompt:4>{text} is",
             "hyperparameters": {"seed": 1, "n_epochs": 1},
+            "method": {"type": "residual"},
             "verbalizer": {"a": [" a"], "b": [" b"]},
         },
     }

@@ -1,10 +1,31 @@
-"""The methods of learning a prompt, by the `type` a request names. A new method: one file, one line here, its test."""
+"""The methods of finding a prompt. A new method: one file, one line here, its test; `docs/methods.md` tells more."""
 
-from app.training.methods.base import Learner, Method, Surroundings
-from app.training.methods.prompt_tuning import PromptTuning
+from importlib import import_module
 
-METHODS: dict[str, Method] = {
-    PromptTuning.type: PromptTuning(),
-}
+from app.training.methods.base import LearnedMethod, Learner, Method, MethodConfig, SearchedMethod, Surroundings
 
-__all__ = ["METHODS", "Learner", "Method", "Surroundings"]
+_FILES = (
+    "prompt_tuning",
+    "residual",
+    "p_tuning",
+    "prefix_tuning",
+    "multitask",
+    "spot",
+    "hard",
+)
+
+METHODS: dict[str, Method] = {name: import_module(f"{__name__}.{name}").METHOD for name in _FILES}
+"""By the `type` that a request names, which is the file's name too."""
+
+DEFAULT = _FILES[0]
+
+__all__ = [
+    "DEFAULT",
+    "METHODS",
+    "LearnedMethod",
+    "Learner",
+    "Method",
+    "MethodConfig",
+    "SearchedMethod",
+    "Surroundings",
+]

@@ -20,7 +20,8 @@ from app.training.data import parse_rows
 from app.training.evaluate import Evaluator
 from app.training.examples import Encoded, Encoder
 from app.training.methods import METHODS, Learner, Surroundings
-from app.training.requests import Hyperparameters, PromptTuning
+from app.training.methods.prompt_tuning import PromptTuningConfig
+from app.training.requests import Hyperparameters
 from app.training.schedule import PATIENCE, make_schedule
 from app.training.trainer import Diverged, Interrupted, Judgement, Outcome, Trainer
 from tests.training_data import mood_rows
@@ -73,7 +74,7 @@ def learner(backbone: Backbone, form: str = "residual_mlp") -> Learner:
         text_tokens=(),
         generator=torch.Generator().manual_seed(0),
     )
-    config = PromptTuning.model_validate({"reparametrization": form})
+    config = PromptTuningConfig.model_validate({"reparametrization": form})
     return METHODS[config.type].begin(config, around)
 
 

@@ -16,7 +16,7 @@ from app.training.datasets import DatasetStore
 from app.training.methods import METHODS
 from app.training.plan import Plan
 from app.training.planning import Planner
-from app.training.requests import PromptTuning, TrainRequest
+from app.training.requests import TrainRequest
 from prompt_store import BackboneRef, PromptMeta, PromptStore, TaskSpec
 from tests.training_data import mood_rows
 
@@ -244,8 +244,13 @@ def test_request_outside_the_contract_is_refused(wrong: dict[str, Any]) -> None:
         request(**wrong)
 
 
-def test_request_methods_are_the_registered_ones() -> None:
-    assert {PromptTuning().type} == set(METHODS)
+@pytest.mark.parametrize("kind", METHODS)
+def test_request_may_name_any_registered_method(kind: str) -> None:
+    assert isinstance(request(method={"type": kind}).method, METHODS[kind].config)
+
+
+def test_request_without_a_type_means_prompt_tuning() -> None:
+    assert request(method={"init": "random"}).method.type == request().method.type == "prompt_tuning"
 
 
 @pytest.mark.parametrize(("common", "warned"), [(39, False), (40, True)])
