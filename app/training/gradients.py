@@ -23,6 +23,9 @@ from app.backbone.soft_prompt import map_parts, parts_of
 from app.training.examples import Encoded
 from app.training.objective import count_terms, summed_loss
 
+WASTE, WASTE_ELSEWHERE = {"cpu": 96}, 4096
+"""Tokens of padding that cost as much as another forward and backward do before they compute anything, by device."""
+
 
 class HasLength(Protocol):
     @property
@@ -63,7 +66,7 @@ def accumulate(backbone: Backbone, lessons: Sequence[Lesson], *, tokens: int) ->
     asked = [_Asked(i, row, _own_length(row, shared, leaves[i])) for i, row in zip(owners, rows, strict=True)]
     terms = [count_terms(lesson.rows) for lesson in lessons]
     totals = [torch.zeros((), device=backbone.device) for _ in lessons]
-    for part in in_parts(asked, tokens):
+    for part in in_parts(asked, tokens, waste=WASTE.get(backbone.device.type, WASTE_ELSEWHERE)):
         losses = _losses(backbone, lessons, leaves, part, shared)
         torch.stack([loss / terms[i] for i, loss in losses.items()]).sum().backward()
         for i, loss in losses.items():
@@ -99,12 +102,15 @@ def _losses(
     }
 
 
-def in_parts(rows: Sequence[Long], tokens: int) -> list[list[Long]]:
-    """The rows by length, in pieces of at most `tokens` tokens, padding included, and at least one row."""
+def in_parts(rows: Sequence[Long], tokens: int, *, waste: int = 1 << 30) -> list[list[Long]]:
+    """The rows by length, in pieces of at most `tokens` tokens, padding included, and at least one row. A piece ends
+    where one more row would pad the others by more than `waste` tokens."""
     pieces: list[list[Long]] = []
     for one in sorted(rows, key=lambda one: one.length):
-        if pieces and (len(pieces[-1]) + 1) * one.length <= tokens:
-            pieces[-1].append(one)
+        last = pieces[-1] if pieces else []
+        padding = len(last) * (one.length - last[-1].length) if last else 0
+        if last and padding <= waste and (len(last) + 1) * one.length <= tokens:
+            last.append(one)
         else:
             pieces.append([one])
     return pieces

@@ -7,9 +7,9 @@ from itertools import islice
 
 import pytest
 
-from app.backbone import Backbone, compile_verbalizer, default_bos, parse_template
+from app.backbone import Backbone, Row, compile_verbalizer, default_bos, parse_template
 from app.training.data import Example, parse_rows
-from app.training.examples import Batches, Encoder, frequent_tokens, sample_rows, split_rows
+from app.training.examples import Batches, Encoded, Encoder, frequent_tokens, sample_rows, split_rows
 from app.training.gradients import in_parts
 from app.training.requests import Hyperparameters
 from app.training.schedule import MAX_STEPS, MIN_STEPS, make_schedule
@@ -125,3 +125,11 @@ def test_learning_rate_warms_up_and_falls() -> None:
     assert rates[:top] == sorted(rates[:top])
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[-1] == pytest.approx(0.05, abs=0.01)
+
+
+def test_parts_end_where_padding_would_cost_more_than_it_saves() -> None:
+    rows = [Row(tuple(range(length))) for length in (30, 9, 10, 8, 31)]
+    encoded = [Encoded(row, 0, (), Example(1, {"text": ""}, label="a")) for row in rows]
+    lengths = [[one.length for one in part] for part in in_parts(encoded, 1000, waste=20)]
+    assert lengths == [[8, 9, 10], [30, 31]]
+    assert len(in_parts(encoded, 1000)) == 1
