@@ -9,9 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from app.backbone.families.masked_probe import masked_context, probe_masked
+from app.backbone.families.masked_runner import MaskedRunner
+from app.backbone.families.recognise import LOADERS, family_of_config, family_of_model
+from app.backbone.families.seq2seq_probe import decoder_start, probe_seq2seq
+from app.backbone.families.seq2seq_reference import Seq2SeqReference
+from app.backbone.families.seq2seq_runner import Seq2SeqRunner
 from app.backbone.fingerprint import fingerprint
 from app.backbone.forward import Forward
 from app.backbone.kv import KVShape
@@ -24,7 +30,7 @@ from app.backbone.runner import FastRunner, Runner
 from app.backbone.source import BUNDLED, locate
 from app.backbone.tokenizer import BackboneTokenizer
 from app.errors import UnsupportedBackbone
-from prompt_store.models import BackboneRef
+from prompt_store.models import BackboneRef, Family
 
 _DEFAULT_CONTEXT = 2048  # for models whose configuration names no length (ALiBi)
 
@@ -52,14 +58,18 @@ class Backbone:
     tokenizer: BackboneTokenizer
     max_positions: int
     probed: ProbeResult
-
-    @property
-    def family(self) -> str:
-        return "causal"
+    family: Family = "causal"
 
     @property
     def ref(self) -> BackboneRef:
-        return BackboneRef(name=self.name, fingerprint=self.fingerprint, family="causal", hidden_size=self.hidden_size)
+        return BackboneRef(
+            name=self.name, fingerprint=self.fingerprint, family=self.family, hidden_size=self.hidden_size
+        )
+
+    @property
+    def decoder_start(self) -> tuple[int, ...]:
+        """What an encoder-decoder's decoder begins with."""
+        return decoder_start(self.model, self.tokenizer)
 
     @property
     def embedding(self) -> torch.nn.Module:
@@ -101,8 +111,13 @@ class Backbone:
 
     @property
     def kv_shape(self) -> KVShape | None:
-        """What a token leaves in the layers; None where a prompt of keys and values cannot be given."""
-        return self.probed.kv_shape
+        """What a token leaves in the layers; None where no leading keys and values can be given."""
+        return self.probed.kv_shape if self.family == "causal" else None
+
+    @property
+    def decoder_kv_shape(self) -> KVShape | None:
+        """The same on the decoder's side of an encoder-decoder, for `EncoderDecoderPrompt.prefix` and `.cross`."""
+        return self.probed.kv_shape if self.family == "seq2seq" else None
 
     @property
     def forward(self) -> Forward:
@@ -115,6 +130,8 @@ class Backbone:
     def runner_name(self) -> str:
         if self.probed.decoder is not None:
             return PackedRunner.name
+        if self.family != "causal":
+            return self.runner(slots=0, places=0).name
         return FastRunner.name if self.probed.forward is not None else ReferenceRunner.name
 
     def for_serving(self) -> Backbone:
@@ -127,6 +144,12 @@ class Backbone:
 
     def runner(self, *, slots: int, places: int) -> Runner:
         """A runner with memory of its own for `slots` rows of up to `places` tokens."""
+        if self.probed.masked is not None:
+            return MaskedRunner(self.probed.masked, slots=slots, places=places)
+        if self.probed.seq2seq is not None:
+            return Seq2SeqRunner(self.probed.seq2seq, slots=slots, places=places)
+        if self.family == "seq2seq":
+            return Seq2SeqReference(self.model, self.decoder_start, slots=slots, places=places)
         if self.probed.decoder is not None:
             return PackedRunner(self.probed.decoder, slots=slots, places=places)
         if self.probed.forward is None:
@@ -135,10 +158,11 @@ class Backbone:
 
 
 def load_backbone(config: BackboneConfig) -> Backbone:
-    """Load, freeze and probe a causal language model.
+    """Load, freeze and probe a language model of any family.
 
     Raises:
-        UnsupportedBackbone: files missing, not safetensors, wanting code, not a decoder, or failing the probe.
+        UnsupportedBackbone: files missing, not safetensors, wanting code, weights missing, no language model, or
+            failing the probe.
     """
     name, folder = locate(config.source, config.revision, cache=config.cache)
     transformers_logging.disable_progress_bar()
@@ -147,16 +171,30 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise UnsupportedBackbone(f"{name}: {str(error).splitlines()[0]}", param="model") from error
-    if model_config.is_encoder_decoder or type(model_config) not in AutoModelForCausalLM._model_mapping:
-        raise UnsupportedBackbone(f"{name}: `{model_config.model_type}` is not a decoder model", param="model")
+    family = family_of_config(model_config, name)
     files = sorted(folder.glob("*.safetensors"))
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device, parameters=sum(file.stat().st_size for file in files) // 2)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, config=model_config, dtype=dtype, use_safetensors=True, trust_remote_code=False, low_cpu_mem_usage=True
+    model, loaded = LOADERS[family].from_pretrained(
+        folder,
+        config=model_config,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        low_cpu_mem_usage=True,
+        output_loading_info=True,
     )
+    if loaded["missing_keys"]:
+        missing = sorted(loaded["missing_keys"])[0]
+        raise UnsupportedBackbone(f"{name}: the weights lack `{missing}`, a part of a {family} model", param="model")
     backbone_tokenizer = make_tokenizer(tokenizer, model)
-    identity = fingerprint(model.config.to_dict(), backbone_tokenizer.canonical_json(), files, cache=config.cache)
+    identity = fingerprint(
+        model.config.to_dict(),
+        backbone_tokenizer.canonical_json(),
+        files,
+        reading=_reading(family, model, backbone_tokenizer),
+        cache=config.cache,
+    )
     backbone = wrap_model(model.to(device), backbone_tokenizer, name=name, identity=identity)
     return backbone.for_serving() if config.serving else backbone
 
@@ -164,20 +202,49 @@ def load_backbone(config: BackboneConfig) -> Backbone:
 def wrap_model(model: Any, tokenizer: BackboneTokenizer, *, name: str, identity: str) -> Backbone:
     """Freeze and probe a model that is in memory already."""
     model.eval().requires_grad_(False)
-    config = model.config.get_text_config()
-    context = probeable_context(config, _stated_context(config))
-    vocabulary = min(tokenizer.vocab_size, model.get_input_embeddings().weight.shape[0])
-    probed = probe(model, vocab_size=vocabulary, context=context)
+    context, probed = _probe(model, tokenizer)
     return Backbone(
-        name=name, fingerprint=identity, model=model, tokenizer=tokenizer, max_positions=context, probed=probed
+        name=name,
+        fingerprint=identity,
+        model=model,
+        tokenizer=tokenizer,
+        max_positions=context,
+        probed=probed,
+        family=tokenizer.family,
     )
+
+
+def _probe(model: Any, tokenizer: BackboneTokenizer) -> tuple[int, ProbeResult]:
+    """(context, what the family's probe found)."""
+    vocabulary = min(tokenizer.vocab_size, model.get_input_embeddings().weight.shape[0])
+    config = model.config.get_text_config()
+    context = _stated_context(config)
+    if tokenizer.family == "masked":
+        context = masked_context(model, context)
+        return context, probe_masked(model, mask_id=tokenizer.mask_id, vocab_size=vocabulary, context=context)
+    if tokenizer.family == "seq2seq":
+        if hasattr(config, "relative_attention_num_buckets"):  # distances saturate: no position is too far
+            context = max(context, _DEFAULT_CONTEXT)
+        start = decoder_start(model, tokenizer)
+        return context, probe_seq2seq(model, start=start, vocab_size=vocabulary, context=context)
+    context = probeable_context(config, context)
+    return context, probe(model, vocab_size=vocabulary, context=context)
+
+
+def _reading(family: Family, model: Any, tokenizer: BackboneTokenizer) -> dict[str, Any] | None:
+    """What changes the logits of a family's models beside configuration and weights."""
+    if family == "causal":
+        return None
+    start = decoder_start(model, tokenizer) if family == "seq2seq" else ()
+    return {"family": family, "pad": model.config.pad_token_id, "mask": tokenizer.mask_id, "start": start}
 
 
 def make_tokenizer(tokenizer: Any, model: Any) -> BackboneTokenizer:
     """The safe tokenizer, with every end token the model's generation settings name."""
-    eos = getattr(model.generation_config, "eos_token_id", None)
+    eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = [eos] if isinstance(eos, int) else list(eos or [])
-    return BackboneTokenizer(tokenizer, vocab_size=model.get_input_embeddings().weight.shape[0], eos_ids=ends)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    return BackboneTokenizer(tokenizer, vocab_size=vocabulary, eos_ids=ends, family=family_of_model(model))
 
 
 def _stated_context(config: Any) -> int:

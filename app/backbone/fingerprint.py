@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,16 @@ _MAX_HEADER_BYTES = 100 << 20
 _CHUNK = 1 << 22
 
 
-def fingerprint(config: dict[str, Any], tokenizer_json: str, files: list[Path], *, cache: Path | None = None) -> str:
-    """A sha256, 64 hexadecimal digits. `files` are all safetensors files of the model."""
+def fingerprint(
+    config: dict[str, Any],
+    tokenizer_json: str,
+    files: list[Path],
+    *,
+    reading: Mapping[str, Any] | None = None,
+    cache: Path | None = None,
+) -> str:
+    """A sha256, 64 hexadecimal digits. `files` are all safetensors files of the model; `reading` is what else changes
+    logits: how a model of another family than `causal` is read."""
     digest = hashlib.sha256(b"chorus backbone 1\n")
     neutral_free = {key: value for key, value in config.items() if key not in _NEUTRAL}
     for part in (
@@ -37,6 +45,8 @@ def fingerprint(config: dict[str, Any], tokenizer_json: str, files: list[Path], 
         json.dumps(tensor_hashes(files, cache=cache)),
     ):
         digest.update(hashlib.sha256(part.encode()).digest())
+    if reading:
+        digest.update(hashlib.sha256(json.dumps(dict(reading), sort_keys=True).encode()).digest())
     return digest.hexdigest()
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,26 +27,35 @@ from app.backbone.runner import FastRunner, PrefillItem, Runner
 from app.backbone.verbalizer import Verbalizer
 from app.errors import UnsupportedBackbone
 
+if TYPE_CHECKING:
+    from app.backbone.families.masked_forward import MaskedForward
+    from app.backbone.families.seq2seq_forward import Seq2SeqForward
+
 log = logging.getLogger(__name__)
 _PROMPTS = (3, 0, 9)  # unequal cached prefixes
 _TEXTS = (4, 11, 7)
 _LONG = 192  # tokens of the long row, or a little more than a short sliding window
 _LONGEST_WINDOW = 512  # windows up to this are exercised; longer ones bound the context instead
 _STEPS = 2
-_RELATIVE_TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.04, torch.float16: 0.01}
+# What a model may raise where it does not take what it is given.
+MODEL_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
+RELATIVE_TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.04, torch.float16: 0.01}
 
 
 @dataclass(frozen=True)
 class ProbeResult:
     """`forward` is None where only the reference runner agrees; `reason` says why, `deviation` how far apart.
     `decoder` is our own form of the model, where there is one and it agrees; `kv_shape` what a token leaves in its
-    layers, None where keys and values cannot be given from outside."""
+    layers, None where keys and values cannot be given from outside. Other families have a forward of their own:
+    `seq2seq` (None: the reference runner) or `masked`."""
 
     forward: Forward | None
     deviation: float
     reason: str
     decoder: Decoder | None = None
     kv_shape: KVShape | None = None
+    seq2seq: Seq2SeqForward | None = None
+    masked: MaskedForward | None = None
 
 
 @dataclass(frozen=True)
@@ -96,22 +105,14 @@ def probe(model: Any, *, vocab_size: int, context: int) -> ProbeResult:
     cases = _cases(model, vocab_size, long)
     wanted = [_wanted(model, case) for case in cases]
     scale = max(1.0, *(float(logits.abs().max()) for rows in wanted for logits in rows))
-    tolerance = _RELATIVE_TOLERANCE[model.dtype] * scale
+    tolerance = RELATIVE_TOLERANCE[model.dtype] * scale
     places = long + _STEPS + 8
     closest, reason = float("inf"), "no form of mask fits"
     for forward in _candidates(model, window if window and window <= _LONGEST_WINDOW else None):
         try:
             runner = FastRunner(forward, slots=2 * len(cases), places=places)
             deviation = _deviation(runner, cases, wanted)
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            IndexError,
-            KeyError,
-            NotImplementedError,
-        ) as error:
+        except MODEL_ERRORS as error:
             reason = f"the fast path cannot run: {type(error).__name__}"
             continue
         if deviation <= tolerance:
@@ -163,12 +164,18 @@ def _candidates(model: Any, window: int | None) -> Iterator[Forward]:
             yield Forward(model, style, width, head_apart)
 
 
+def random_tokens(generator: torch.Generator, vocab_size: int, count: int) -> list[int]:
+    """Ids of words, any of them."""
+    found: list[int] = torch.randint(0, vocab_size, (count,), generator=generator).tolist()
+    return found
+
+
 def _cases(model: Any, vocab_size: int, long: int) -> list[_Case]:
     generator = torch.Generator().manual_seed(20)
     weight = model.get_input_embeddings().weight
 
     def tokens(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(0, vocab_size, (count,), generator=generator).tolist())
+        return tuple(random_tokens(generator, vocab_size, count))
 
     cases = []
     for prompt_size, text in zip((*_PROMPTS, 5), (*_TEXTS, max(1, long - 5)), strict=True):

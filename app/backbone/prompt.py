@@ -10,12 +10,27 @@ import torch
 from torch import Tensor
 
 from app.backbone.backbone import Backbone
+from app.backbone.families.masked_scoring import NO_KEYS, NO_TEXT
+from app.backbone.families.seq2seq_forward import NO_LEADING_KEYS
 from app.backbone.kv import PrefixKV
-from app.backbone.rows import Bos
-from app.backbone.soft_prompt import PREFIX, VECTORS, SoftPrompt, from_tensors, parts_of, to_tensors, vectors_of
-from app.backbone.template import Template, parse_template
+from app.backbone.rows import Bos, check_mask
+from app.backbone.soft_prompt import (
+    CROSS_PREFIX,
+    DECODER_PREFIX,
+    DECODER_VECTORS,
+    PREFIX,
+    VECTORS,
+    EncoderDecoderPrompt,
+    SoftPrompt,
+    decoder_tokens,
+    from_tensors,
+    parts_of,
+    to_tensors,
+    vectors_of,
+)
+from app.backbone.template import MAX_VIRTUAL_TOKENS, Template, parse_template
 from app.backbone.verbalizer import Verbalizer
-from app.errors import InvalidPrompt, InvalidTemplate
+from app.errors import CapabilityMissing, InvalidPrompt, InvalidTemplate
 from prompt_store.models import Decoding, Golden, PromptMeta, Version
 
 _MAX_NORM_RATIO = 1e4  # of a vector to the median word embedding; beyond it, a corrupt or hostile blob
@@ -42,7 +57,7 @@ class LoadedPrompt:
 
     @property
     def num_virtual_tokens(self) -> int:
-        return self.template.num_virtual_tokens
+        return self.template.num_virtual_tokens + decoder_tokens(self.learned)
 
 
 def load_prompt(version: Version, tensors: Mapping[str, np.ndarray], backbone: Backbone) -> LoadedPrompt:
@@ -51,6 +66,7 @@ def load_prompt(version: Version, tensors: Mapping[str, np.ndarray], backbone: B
     Raises:
         InvalidPrompt: another backbone, a wrong shape or dtype, values that are not finite in the serving dtype, norms
             beyond reason, or verbalizer ids outside the vocabulary.
+        CapabilityMissing: free text, and the backbone is masked.
     """
     meta = version.meta
     where = f"{version.task}@{version.number}"
@@ -61,8 +77,11 @@ def load_prompt(version: Version, tensors: Mapping[str, np.ndarray], backbone: B
         )
     try:
         template = parse_template(meta.template, num_virtual_tokens=meta.num_virtual_tokens)
+        if backbone.family == "masked":
+            check_mask(backbone.tokenizer, template)
     except InvalidTemplate as error:
         raise InvalidPrompt(f"{where}: {error.message}") from error
+    check_task(backbone, labels=meta.verbalizer is not None)
     return LoadedPrompt(
         task=version.task,
         version=version.number,
@@ -74,6 +93,12 @@ def load_prompt(version: Version, tensors: Mapping[str, np.ndarray], backbone: B
         decoding=meta.decoding,
         golden=meta.golden,
     )
+
+
+def check_task(backbone: Backbone, *, labels: bool) -> None:
+    """Raise CapabilityMissing where the backbone cannot answer such a task."""
+    if backbone.family == "masked" and not labels:
+        raise CapabilityMissing(NO_TEXT)
 
 
 def _check_tensors(
@@ -92,6 +117,8 @@ def _check_tensors(
     if not all(torch.isfinite(part.to(backbone.dtype)).all() for part in parts_of(learned)):
         raise InvalidPrompt(f"{where}: values that are not finite in {backbone.dtype}")
     _check_norms(where, vectors_of(learned), backbone)
+    if isinstance(learned, EncoderDecoderPrompt):
+        _check_norms(where, learned.decoder, backbone)
     return learned
 
 
@@ -100,11 +127,37 @@ def prompt_shapes(learned: SoftPrompt | None, template: Template, backbone: Back
     size = template.num_virtual_tokens
     if learned is None or isinstance(learned, Tensor):
         return {VECTORS: (size, backbone.hidden_size)} if size else {}
-    if not isinstance(learned, PrefixKV):
+    if backbone.family == "masked":
+        raise InvalidPrompt(NO_KEYS)
+    if isinstance(learned, PrefixKV):
+        if backbone.family == "seq2seq":
+            raise InvalidPrompt(NO_LEADING_KEYS)
+        return {PREFIX: _prefix_shape(backbone, size)}
+    if backbone.family != "seq2seq":
         raise InvalidPrompt(f"a prompt of an encoder-decoder, and {backbone.name} is {backbone.family}")
-    if backbone.kv_shape is None:
+    return _decoder_shapes(learned, size, backbone)
+
+
+def _decoder_shapes(learned: EncoderDecoderPrompt, size: int, backbone: Backbone) -> dict[str, tuple[int, ...]]:
+    """The encoder's part is the template's; the decoder's parts are as long as they are."""
+    if decoder_tokens(learned) > MAX_VIRTUAL_TOKENS:
+        raise InvalidPrompt(f"at most {MAX_VIRTUAL_TOKENS} virtual tokens on the decoder's side")
+    shapes: dict[str, tuple[int, ...]] = {VECTORS: (size, backbone.hidden_size)} if size else {}
+    if learned.decoder is not None:
+        shapes[DECODER_VECTORS] = (learned.decoder.shape[0], backbone.hidden_size)
+    for name, part in ((DECODER_PREFIX, learned.prefix), (CROSS_PREFIX, learned.cross)):
+        if part is not None:
+            if part.data.dim() != 5:
+                raise InvalidPrompt(f"{name}: keys and values have 5 dimensions, not {part.data.dim()}")
+            shapes[name] = _prefix_shape(backbone, part.length)
+    return shapes
+
+
+def _prefix_shape(backbone: Backbone, size: int) -> tuple[int, ...]:
+    shape = backbone.decoder_kv_shape if backbone.family == "seq2seq" else backbone.kv_shape
+    if shape is None:
         raise InvalidPrompt(f"{backbone.name} cannot take keys and values from outside")
-    return {PREFIX: backbone.kv_shape.prefix(size)}
+    return shape.prefix(size)
 
 
 def _check_norms(where: str, vectors: Tensor | None, backbone: Backbone) -> None:
@@ -129,4 +182,5 @@ def _check_verbalizer(where: str, meta: PromptMeta, backbone: Backbone) -> Verba
     flat = [word for of in ids.values() for word in of]
     if not flat or any(not word or not all(0 <= t < backbone.vocab_size for t in word) for word in flat):
         raise InvalidPrompt(f"{where}: verbalizer ids outside the vocabulary")
-    return Verbalizer(tuple(words), tuple(words.values()), tuple(ids.values()), meta.terminated)
+    apart = backbone.family != "causal"
+    return Verbalizer(tuple(words), tuple(words.values()), tuple(ids.values()), meta.terminated, apart)

@@ -3,6 +3,9 @@
 A row's `ids` mix text tokens (0 and up) with virtual tokens: `-1 - j` stands for vector j of the row's prompt. That
 keeps a row picklable and lets a slot stand anywhere. `prefix` counts the leading ids that are the same for every input
 of the prompt (its leading slot and the begin token next to it): their keys and values are computed once and reused.
+
+Rows of an encoder-decoder are what its encoder reads; rows of a masked model hold one mask token, where the answer
+would stand. Both are framed as the tokenizer frames a text, and nothing of them can be reused: all tokens see all.
 """
 
 from __future__ import annotations
@@ -12,30 +15,35 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.backbone.template import Slot, Template
-from app.backbone.tokenizer import BackboneTokenizer
-from app.errors import ContextTooLong
+from app.backbone.tokenizer import BackboneTokenizer, Piece
+from app.errors import ContextTooLong, InvalidTemplate
 
 Bos = Literal["after_prompt", "first", "none"]
+
+NEUTRAL_MASK = "<mask>"
+"""How templates may write the mask token of any masked backbone."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One encoded input. Every limit counts `total`, virtual tokens included: this property is the only such sum."""
+    """One encoded input. Every limit counts `total`, virtual tokens included: this property is the only such sum.
+    `decoder` counts the virtual tokens that an encoder-decoder's prompt has on the decoder's side."""
 
     ids: tuple[int, ...]
     prefix: int = 0
+    decoder: int = 0
 
     @property
     def virtual_tokens(self) -> int:
-        return sum(1 for index in self.ids if index < 0)
+        return sum(1 for index in self.ids if index < 0) + self.decoder
 
     @property
     def text_tokens(self) -> int:
-        return len(self.ids) - self.virtual_tokens
+        return self.total - self.virtual_tokens
 
     @property
     def total(self) -> int:
-        return len(self.ids)
+        return len(self.ids) + self.decoder
 
 
 def default_bos(tokenizer: BackboneTokenizer) -> Bos:
@@ -74,13 +82,36 @@ def encode_row(
 def encode_answer(tokenizer: BackboneTokenizer, template: Template, text: str) -> tuple[int, ...]:
     """Ids of a free-text answer as it goes on after the row: separator, text, end token."""
     separator = "" if text[:1].isspace() else template.separator
-    return (*tokenizer.encode_continuation(separator + text), *tokenizer.eos_ids[:1])
+    return (*tokenizer.encode_answer(separator + text), *tokenizer.eos_ids[:1])
+
+
+def check_mask(tokenizer: BackboneTokenizer, template: Template) -> None:
+    """Raise InvalidTemplate unless a masked backbone's template holds its one mask; users' text cannot hold any."""
+    if tokenizer.family != "masked":
+        return
+    found = sum(_masks(tokenizer, part) for part in template.literals)
+    if found != 1:
+        raise InvalidTemplate(
+            f"a masked backbone reads its answer at one `{NEUTRAL_MASK}` in the template, not at {found}",
+            param="template",
+        )
+
+
+def _masks(tokenizer: BackboneTokenizer, literal: str) -> int:
+    return tokenizer.encode_segment((_author(tokenizer, literal),)).count(tokenizer.mask_id or 0)
+
+
+def _author(tokenizer: BackboneTokenizer, literal: str) -> Piece:
+    """Text of the template's author, with this backbone's own mask token for the neutral one."""
+    if tokenizer.family == "masked" and tokenizer.mask_token is not None:
+        literal = literal.replace(NEUTRAL_MASK, tokenizer.mask_token)
+    return Piece(literal, author=True)
 
 
 def _encode(tokenizer: BackboneTokenizer, template: Template, bos: Bos, fields: Mapping[str, str]) -> Row:
-    bos_id = tokenizer.bos_id if bos != "none" else None
-    ids: list[int] = [bos_id] if bos == "first" and bos_id is not None else []
-    pending = bos_id if bos == "after_prompt" else None
+    begin = list(tokenizer.begin_ids) if bos != "none" else []
+    ids: list[int] = list(begin) if bos == "first" else []
+    pending = begin if bos == "after_prompt" else []
     prefix = len(ids)
     for segment in template.segments:
         if isinstance(segment, Slot):
@@ -88,15 +119,19 @@ def _encode(tokenizer: BackboneTokenizer, template: Template, bos: Bos, fields: 
             ids += [-1 - j for j in range(segment.start, segment.start + segment.size)]
             prefix = len(ids) if leading else prefix
             continue
-        text = tokenizer.encode_segment(template.render(segment, fields))
-        if pending is not None and text[:1] != [pending]:  # an author who wrote it himself does not get it twice
-            prefix += prefix == len(ids) > 0
-            ids.append(pending)
-        pending = None
+        pieces = template.render(segment, fields)
+        text = tokenizer.encode_segment([_author(tokenizer, p.text) if p.author else p for p in pieces])
+        if pending and text[: len(pending)] != pending:  # an author who wrote it himself does not get it twice
+            prefix += len(pending) if prefix == len(ids) > 0 else 0
+            ids += pending
+        pending = []
         ids += text
-    if pending is not None:
-        ids.append(pending)
-    return Row(tuple(ids), prefix if any(index < 0 for index in ids[:prefix]) else 0)
+    ids += pending
+    end = list(tokenizer.end_ids)
+    if end and ids[-len(end) :] != end:
+        ids += end
+    reusable = tokenizer.family == "causal" and any(index < 0 for index in ids[:prefix])
+    return Row(tuple(ids), prefix if reusable else 0)
 
 
 def _cut(tokenizer: BackboneTokenizer, text: str, tokens: int) -> str:

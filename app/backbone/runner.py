@@ -18,7 +18,7 @@ from app.backbone.kv import KVShape, PrefixKV, SlotCache
 from app.backbone.layout import embed, lay_out, stack_prompts
 from app.backbone.rows import Row
 from app.backbone.score_plan import plan_scores, word_branches
-from app.backbone.soft_prompt import SoftPrompt, vectors_of
+from app.backbone.soft_prompt import EncoderDecoderPrompt, SoftPrompt, vectors_of
 from app.backbone.verbalizer import Verbalizer
 
 
@@ -26,19 +26,22 @@ from app.backbone.verbalizer import Verbalizer
 class PrefillItem:
     """A row to run for the first time. `prompt` [P, H] on the backbone's device, or None; `prefix` its cached keys and
     values, or None to compute them in passing; `verbalizer` if its labels are to be scored; `trunk` counts the leading
-    ids, plain text, that it shares with the item before it: a runner may compute them once, and need not."""
+    ids, plain text, that it shares with the item before it: a runner may compute them once, and need not. `decoder`
+    is the whole prompt where it has a side of its own for an encoder-decoder's decoder."""
 
     row: Row
     prompt: Tensor | None = None
     prefix: PrefixKV | None = None
     verbalizer: Verbalizer | None = None
     trunk: int = 0
+    decoder: EncoderDecoderPrompt | None = None
 
 
 def prefill_item(row: Row, prompt: SoftPrompt | None, verbalizer: Verbalizer | None = None) -> PrefillItem:
     """A row with its prompt, whatever the prompt's form."""
     given = prompt if isinstance(prompt, PrefixKV) else None
-    return PrefillItem(row, vectors_of(prompt), given, verbalizer)
+    sides = prompt if isinstance(prompt, EncoderDecoderPrompt) else None
+    return PrefillItem(row, vectors_of(prompt), given, verbalizer, decoder=sides)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from app.backbone.backbone import Backbone
+from app.backbone.families import masked_scoring, seq2seq_scoring
+from app.backbone.families.seq2seq_reference import Seq2SeqReference
 from app.backbone.given import GivenPrefixes
 from app.backbone.kv import PrefixKV
 from app.backbone.layout import Layout, embed, lay_out, stack_prompts
@@ -54,6 +56,10 @@ def score_rows(
 
     `shared` is what rows begin with, where the caller has computed it; without it, it is computed here.
     """
+    if backbone.probed.masked is not None:
+        return masked_scoring.score_labels(backbone.probed.masked, rows, prompts, asked)
+    if backbone.family == "seq2seq":
+        return _score_seq2seq(backbone, rows, prompts, asked)
     if backbone.probed.forward is None:
         alone = ReferenceRunner(backbone.model, slots=0, places=0)
         return [_score_alone(alone, *of) for of in zip(rows, map(vectors_of, prompts), asked, strict=True)]
@@ -66,6 +72,18 @@ def score_rows(
     branches = [word_branches(of) if isinstance(of, Verbalizer) else () for of in asked]
     batch = _Batch.of(backbone, told, prompts, given, branches)
     return batch.scores(asked)
+
+
+def _score_seq2seq(
+    backbone: Backbone, rows: Sequence[Row], prompts: Sequence[SoftPrompt | None], asked: Sequence[Asked]
+) -> list[Tensor]:
+    if backbone.probed.seq2seq is not None:
+        return seq2seq_scoring.score_rows(backbone.probed.seq2seq, rows, prompts, asked)
+    alone = Seq2SeqReference(backbone.model, backbone.decoder_start, slots=0, places=0)
+    return [
+        alone.score(row, prompt, of) if isinstance(of, Verbalizer) else alone.answer_logprobs(row, prompt, of)
+        for row, prompt, of in zip(rows, prompts, asked, strict=True)
+    ]
 
 
 def _score_alone(runner: ReferenceRunner, row: Row, vectors: Tensor | None, asked: Asked) -> Tensor:

@@ -91,6 +91,14 @@ def size_bytes(prompt: SoftPrompt | None) -> int:
     return sum(part.nbytes for part in parts_of(prompt))
 
 
+def decoder_tokens(prompt: SoftPrompt | None) -> int:
+    """Virtual tokens on the decoder's side of an encoder-decoder: they count in a row's limits like all others."""
+    if not isinstance(prompt, EncoderDecoderPrompt):
+        return 0
+    given = sum(part.length for part in (prompt.prefix, prompt.cross) if part is not None)
+    return given + (0 if prompt.decoder is None else prompt.decoder.shape[0])
+
+
 def vectors_of(prompt: SoftPrompt | None) -> Tensor | None:
     """[P, H] at the template's slots, where the prompt has such vectors."""
     return (

@@ -15,7 +15,7 @@ from app.errors import UnsupportedBackbone
 BUNDLED = "bundled"
 BUNDLED_NAME = "chorus-8m"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_WANTED = ["*.safetensors", "*.json", "tokenizer.model", "*.txt"]
+_WANTED = ["*.safetensors", "*.json", "*.model", "*.txt"]
 
 
 def bundled_folder() -> Path:

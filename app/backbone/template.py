@@ -74,6 +74,12 @@ class Template:
         return tuple(dict.fromkeys(part.name for part in parts if isinstance(part, Field)))
 
     @cached_property
+    def literals(self) -> tuple[str, ...]:
+        """The author's own texts, in order."""
+        parts = [part for segment in self.segments if not isinstance(segment, Slot) for part in segment]
+        return tuple(part.text for part in parts if isinstance(part, Literal))
+
+    @cached_property
     def separator(self) -> str:
         """The space between the template's end and a free-text answer: one, unless the template ends in white space."""
         last = self.segments[-1]

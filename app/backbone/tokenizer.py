@@ -18,6 +18,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from app.errors import InvalidRequest, UnsupportedBackbone
+from prompt_store.models import Family
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,15 @@ class Piece:
 
 
 class BackboneTokenizer:
-    """Text to ids and back. `reserved` are the ids of added tokens, those of plain white space excepted."""
+    """Text to ids and back. `reserved` are the ids of added tokens, those of plain white space excepted.
 
-    def __init__(self, tokenizer: Any, *, vocab_size: int, eos_ids: Sequence[int] = ()) -> None:
+    `begin_ids` and `end_ids` are what a whole text is framed with: of a decoder the begin token, where it has one; of
+    other families what the tokenizer itself puts around a text ([CLS] … [SEP], … </s>).
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, vocab_size: int, eos_ids: Sequence[int] = (), family: Family = "causal"
+    ) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise UnsupportedBackbone("this model has no `tokenizer.json`; a fast tokenizer is needed")
@@ -49,8 +56,16 @@ class BackboneTokenizer:
         self.bos_id: int | None = tokenizer.bos_token_id
         own_eos = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
         self.eos_ids = tuple(dict.fromkeys((*eos_ids, *own_eos)))
+        self.family = family
+        self.mask_id: int | None = tokenizer.mask_token_id
+        self.mask_token: str | None = tokenizer.mask_token
         probe = self._full.encode("a").ids
+        self.begin_ids: tuple[int, ...] = () if self.bos_id is None else (self.bos_id,)
+        self.end_ids: tuple[int, ...] = ()
         self.adds_bos = self.bos_id is not None and bool(probe) and probe[0] == self.bos_id
+        if family != "causal":
+            self.begin_ids, self.end_ids = _frame(probe, self._full.encode("a", add_special_tokens=False).ids)
+            self.adds_bos = bool(self.begin_ids)
 
     def canonical_json(self) -> str:
         """The tokenizer's definition, for the fingerprint: what turns text into ids, nothing else."""
@@ -65,6 +80,11 @@ class BackboneTokenizer:
         anchor = self._plain.encode(":", add_special_tokens=False).ids
         joined = self.encode_text(":" + text)
         return joined[len(anchor) :] if joined[: len(anchor)] == anchor else self.encode_text(text)
+
+    def encode_answer(self, text: str) -> list[int]:
+        """Ids of what a row is answered with: it goes on after the row, or is a text of its own where a decoder of its
+        own writes it."""
+        return self.encode_text(text.lstrip()) if self.family == "seq2seq" else self.encode_continuation(text)
 
     def encode_segment(self, pieces: Sequence[Piece]) -> list[int]:
         """Ids of one segment. Raises InvalidRequest for text that is not valid Unicode."""
@@ -120,6 +140,14 @@ class BackboneTokenizer:
                 middle = (start + stop) // 2
                 return self._encode_plain(text[:middle]) + self._encode_plain(text[middle:])
         return list(encoding.ids)
+
+
+def _frame(whole: Sequence[int], text: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What stands before and behind the ids of a text."""
+    for start in range(len(whole) - len(text) + 1):
+        if list(whole[start : start + len(text)]) == list(text):
+            return tuple(whole[:start]), tuple(whole[start + len(text) :])
+    return (), ()
 
 
 def _without_added_tokens(definition: str) -> str:

@@ -20,12 +20,14 @@ MAX_WORDS = 32
 
 @dataclass(frozen=True)
 class Verbalizer:
-    """`ids[k]` are the words of `labels[k]`, each a tuple of token ids, end token included if `terminated`."""
+    """`ids[k]` are the words of `labels[k]`, each a tuple of token ids, end token included if `terminated`. `apart`:
+    words are read in passes of their own instead of behind one another in the row."""
 
     labels: tuple[str, ...]
     words: tuple[tuple[str, ...], ...]
     ids: tuple[tuple[tuple[int, ...], ...], ...]
     terminated: bool
+    apart: bool = False
 
     @cached_property
     def flat(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
@@ -34,8 +36,9 @@ class Verbalizer:
 
     @cached_property
     def branch_tokens(self) -> int:
-        """Tokens that scoring adds to a row: every word's ids but its last, which is read and never fed."""
-        return sum(len(word) - 1 for _, word in self.flat)
+        """Tokens that scoring adds to a row: every word's ids but its last, which is read and never fed; of words read
+        apart, those of the longest."""
+        return self.longest if self.apart else sum(len(word) - 1 for _, word in self.flat)
 
     @cached_property
     def longest(self) -> int:
@@ -64,18 +67,20 @@ def compile_verbalizer(tokenizer: BackboneTokenizer, words: Mapping[str, Sequenc
             )
     every = [word for of in ids for word in of]
     _check_distinct(list(words), ids)
-    terminated = _one_begins_another(every)
+    # A masked backbone reads words of different lengths at different numbers of masks: none begins another there.
+    terminated = tokenizer.family != "masked" and _one_begins_another(every)
     if terminated:
         if not tokenizer.eos_ids:
             raise InvalidVerbalizer("one word begins another and this backbone has no end token", param="verbalizer")
         ids = tuple(tuple((*word, tokenizer.eos_ids[0]) for word in of) for of in ids)
-    return Verbalizer(tuple(words), tuple(tuple(of) for of in words.values()), ids, terminated)
+    of_labels = tuple(tuple(of) for of in words.values())
+    return Verbalizer(tuple(words), of_labels, ids, terminated, apart=tokenizer.family != "causal")
 
 
 def _word_ids(tokenizer: BackboneTokenizer, label: str, word: str) -> tuple[int, ...]:
     if not word.strip():
         raise InvalidVerbalizer(f"label `{label}` has an empty word", param=f"verbalizer.{label}")
-    return tuple(tokenizer.encode_continuation(word))
+    return tuple(tokenizer.encode_answer(word))
 
 
 def _check_distinct(labels: list[str], ids: tuple[tuple[tuple[int, ...], ...], ...]) -> None:

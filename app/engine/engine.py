@@ -115,7 +115,8 @@ class Engine:
             family=self._family,
             runner=self.runner.name,
             max_context=self.max_context,
-            prefix_reuse=self.runner.name != "reference",
+            prefix_reuse=self._family == "causal" and self.runner.name != "reference",
+            generation=self._family != "masked",
             coupled_rows=self.config.max_rows,
         )
 

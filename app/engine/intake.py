@@ -6,12 +6,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from app.backbone import BackboneTokenizer, Decoding, encode_row
+from app.backbone.families.masked_scoring import NO_TEXT
 from app.backbone.kv import PrefixKV
+from app.backbone.soft_prompt import decoder_tokens
 from app.engine.answers import Ask
 from app.engine.types import RowRequest, Sampling
-from app.errors import ChorusError, ContextTooLong, InvalidRequest
+from app.errors import CapabilityMissing, ChorusError, ContextTooLong, InvalidRequest
 
 # Leading ids that must agree before rows are looked at as sharing text, and rows that may wait for one another.
 _SAME_BEGINNING = 16
@@ -21,7 +24,7 @@ _MOST_SHARING = 16
 def encode_asks(
     tokenizer: BackboneTokenizer, asks: Sequence[Ask], *, max_context: int
 ) -> list[RowRequest | ChorusError]:
-    """Each ask as a row, or the error that it is: InvalidRequest, ContextTooLong."""
+    """Each ask as a row, or the error that it is: InvalidRequest, CapabilityMissing, ContextTooLong."""
     return [_encode_or_error(tokenizer, ask, max_context) for ask in asks]
 
 
@@ -68,8 +71,11 @@ def sampling_of(decoding: Decoding, seed: int | None, input: Mapping[str, str]) 
 
 def _encode_or_error(tokenizer: BackboneTokenizer, ask: Ask, max_context: int) -> RowRequest | ChorusError:
     prompt = ask.prompt
+    if tokenizer.family == "masked" and prompt.verbalizer is None:
+        return CapabilityMissing(NO_TEXT)
     try:
         row = encode_row(tokenizer, prompt.template, prompt.bos, ask.input)
+        row = replace(row, decoder=decoder_tokens(prompt.learned))
     except ChorusError as error:
         return error
     given = prompt.learned.length if isinstance(prompt.learned, PrefixKV) else 0

@@ -14,6 +14,7 @@ from app.backbone.greedy import finite_rows
 from app.backbone.kv import PrefixKV
 from app.backbone.rows import Row
 from app.backbone.runner import PrefillItem, Runner
+from app.backbone.soft_prompt import EncoderDecoderPrompt
 from app.engine.groups import Sequence
 from app.engine.isolation import IsolatingRunner
 from app.engine.prompts import PrefixKey, ResidentPrompts
@@ -58,12 +59,14 @@ class Prefiller:
 
     def _item(self, row: Sequence, before: Sequence | None, found: Mapping[PrefixKey, PrefixKV | None]) -> PrefillItem:
         asked, group, key = row.row, row.group, _prefix_key(row)
+        learned = self._prompts.learned(asked.digest) if asked.digest is not None else None
         return PrefillItem(
             asked.row,
             self._prompts.vectors(asked.digest) if asked.digest is not None else None,
             found[key] if key is not None else None,
             asked.verbalizer,
             trunk=group.request.shared if before is not None and before.group is group else 0,
+            decoder=learned if isinstance(learned, EncoderDecoderPrompt) else None,
         )
 
     def _run_cold_prefixes(self, batch: Batch, found: dict[PrefixKey, PrefixKV | None]) -> int:

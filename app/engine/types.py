@@ -186,5 +186,6 @@ class Capabilities:
     max_context: int
     virtual_tokens: bool = True
     label_scoring: bool = True
+    generation: bool = True
     prefix_reuse: bool = True
     coupled_rows: int = 1

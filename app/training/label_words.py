@@ -117,6 +117,9 @@ def _is_word(encoder: Encoder, token: int) -> bool:
     if token in tokenizer.reserved:
         return False
     text = _decode(tokenizer, token)
+    if tokenizer.family == "seq2seq":  # what a decoder writes first begins a text, whatever space its token shows
+        bare = text.strip()
+        return len(bare) > 1 and bare.isalpha() and tokenizer.encode_answer(bare) == [token]
     bare = text.removeprefix(encoder.template.separator)
     if len(text) - len(bare) != len(encoder.template.separator) or len(bare) < 2 or not bare.isalpha():
         return False

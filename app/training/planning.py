@@ -1,7 +1,7 @@
 """Request → plan: rows against the task, template and verbalizer against the rows, before anything is queued.
 
 What a request leaves out is taken from the version its alias points to, so that training a task again keeps its
-wording; for a new task it is made from the rows. Needs the backbone for one thing only: label words as token ids.
+wording; for a new task it is made from the rows. Needs the backbone for its family and for label words as token ids.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.backbone import Backbone, Template, compile_verbalizer, default_bos, encode_row, label_words, parse_template
+from app.backbone.prompt import check_task
+from app.backbone.rows import NEUTRAL_MASK, check_mask
 from app.errors import InvalidDataset, InvalidTemplate, InvalidVerbalizer
 from app.training.data import FEW_ROWS, RowSet
 from app.training.datasets import DatasetStore, PinnedData
@@ -20,7 +22,7 @@ from app.training.plan import Plan
 from app.training.requests import TrainingData, TrainRequest, ValidationData
 from app.training.sources import RegistryVersions
 from prompt_store import errors as store_errors
-from prompt_store.models import PROD, PromptMeta, TaskSpec
+from prompt_store.models import PROD, Family, PromptMeta, TaskSpec
 from prompt_store.store import PromptStore
 
 DEFAULT_VIRTUAL_TOKENS = 20
@@ -44,7 +46,7 @@ class Planner:
     def plan(self, request: TrainRequest) -> tuple[Plan, dict[str, Any]]:
         """The plan, and what users see of its data.
 
-        Raises InvalidDataset, DatasetNotFound, InvalidTemplate, InvalidVerbalizer, ContextTooLong.
+        Raises InvalidDataset, DatasetNotFound, InvalidTemplate, InvalidVerbalizer, CapabilityMissing, ContextTooLong.
         """
         training, rows = self._read(request.training_data)
         validation, dev = self._read_validation(request.validation_data)
@@ -53,7 +55,9 @@ class Planner:
         if dev is not None:
             check_rows(dev, spec)
         current = self._current(request)
-        template = choose_template(request, rows, current)
+        if self._backbone is not None:
+            check_task(self._backbone, labels=spec.labels is not None)
+        template = choose_template(request, rows, current, self._backbone.family if self._backbone else "causal")
         words = choose_verbalizer(request, spec, template, current, rows)
         self._check_with_backbone(template, words, rows)
         asked = Asked(template, self._backbone, RegistryVersions(self._store, self._backbone))
@@ -105,6 +109,7 @@ class Planner:
         if self._backbone is None:
             return
         tokenizer = self._backbone.tokenizer
+        check_mask(tokenizer, template)
         reserve = 1
         if words is not None:
             reserve = compile_verbalizer(tokenizer, words).longest
@@ -147,7 +152,9 @@ def check_rows(rows: RowSet, spec: TaskSpec) -> None:
             )
 
 
-def choose_template(request: TrainRequest, rows: RowSet, current: PromptMeta | None) -> Template:
+def choose_template(
+    request: TrainRequest, rows: RowSet, current: PromptMeta | None, family: Family = "causal"
+) -> Template:
     """The request's template, else the current version's, else one made from the fields; numbers filled in. Without
     slots for a method that learns no vectors."""
     searched = isinstance(METHODS[request.method.type], SearchedMethod)
@@ -157,11 +164,12 @@ def choose_template(request: TrainRequest, rows: RowSet, current: PromptMeta | N
         source = request.template
         if size is None and "<prompt>" in source:
             size = DEFAULT_VIRTUAL_TOKENS + sum(int(found) for found in _SLOT.findall(source) if found)
-    elif current is not None and current.num_virtual_tokens and set(rows.fields) == _fields(current.template):
+    elif _goes_on(current, rows, family):
+        assert current is not None
         one_slot = len(_SLOT.findall(current.template)) == 1
         source = _SLOT.sub("<prompt>", current.template) if size is not None and one_slot else current.template
     else:
-        source, size = default_template(rows), size or DEFAULT_VIRTUAL_TOKENS
+        source, size = default_template(rows, family), size or DEFAULT_VIRTUAL_TOKENS
     template = parse_template(source, num_virtual_tokens=size)
     if not template.slots and not searched:
         raise InvalidTemplate(
@@ -175,14 +183,31 @@ def choose_template(request: TrainRequest, rows: RowSet, current: PromptMeta | N
     return template.without_slots() if searched else template
 
 
-def default_template(rows: RowSet) -> str:
-    """Prompt, then the fields, then a word that asks for the answer. A completion follows its prompt directly."""
-    if rows.form == "completion":
+def _goes_on(current: PromptMeta | None, rows: RowSet, family: Family) -> bool:
+    """Whether the current version's wording fits these rows and this backbone."""
+    if current is None or not current.num_virtual_tokens or current.backbone.family != family:
+        return False
+    return set(rows.fields) == _fields(current.template)
+
+
+def default_template(rows: RowSet, family: Family = "causal") -> str:
+    """Prompt, then the fields, then a word that asks for the answer. A completion follows its prompt directly. An
+    encoder-decoder is asked nothing, since its decoder writes the answer; a masked model is asked with its mask."""
+    if rows.form == "completion" and family != "masked":
         return "<prompt>{prompt}"
+    if family != "causal":
+        single = len(rows.fields) == 1
+        named = (f"{{{name}}}" if single else f"{_named(name)}: {{{name}}}" for name in rows.fields)
+        asking = "" if family == "seq2seq" else f" It was {NEUTRAL_MASK}." if single else f" Answer: {NEUTRAL_MASK}."
+        return "<prompt>" + " ".join(named) + asking
     if len(rows.fields) == 1:
         return f"<prompt>{{{rows.fields[0]}}}\nAnswer:"
-    lines = [f"{name.replace('_', ' ').capitalize()}: {{{name}}}" for name in rows.fields]
+    lines = [f"{_named(name)}: {{{name}}}" for name in rows.fields]
     return "<prompt>" + "\n".join([*lines, "Answer:"])
+
+
+def _named(field: str) -> str:
+    return field.replace("_", " ").capitalize()
 
 
 def choose_verbalizer(

@@ -51,9 +51,19 @@ def test_source_that_is_neither_folder_nor_hub_id_is_refused(source: str) -> Non
         locate(source or "\0", None)
 
 
-def test_encoder_decoder_is_refused(model_folder: Path) -> None:
-    (model_folder / "config.json").write_text(json.dumps({"model_type": "t5", "is_encoder_decoder": True}))
-    with pytest.raises(UnsupportedBackbone, match="not a decoder"):
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("vit", "not a language model"), ("speech_to_text", "not a text-to-text model")]
+)
+def test_model_of_no_known_family_is_refused(model_folder: Path, kind: str, reason: str) -> None:
+    (model_folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(UnsupportedBackbone, match=reason):
+        load_backbone(BackboneConfig(source=str(model_folder)))
+
+
+def test_folder_whose_weights_are_another_models_is_refused(model_folder: Path) -> None:
+    shape = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 4, "vocab_size": 32}
+    (model_folder / "config.json").write_text(json.dumps({"model_type": "t5", **shape}))
+    with pytest.raises(UnsupportedBackbone, match="the weights lack"):
         load_backbone(BackboneConfig(source=str(model_folder)))
 
 
