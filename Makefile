@@ -43,13 +43,13 @@ chaos: setup ## kill processes at every step and count what is lost
 test-gpu: setup ## what only a GPU shows
 	$(RUN) -m gpu $(TESTS)
 
-bench: setup ## measure: the engine beside its peers (ARGS for a part), training under load, with DATA=folder mixed tasks
+bench: setup ## measure: the engine beside its peers (ARGS for a part), training under load, with DATA=folder also mixed tasks, training
 	@[ -d .peers/vllm ] || echo 'vLLM is not installed, so it will not be measured: make bench-peers'
 	$(PY) -m benchmarks.engine $(ARGS)
 	$(PY) -m benchmarks.many_tasks --write docs/results
 	$(PY) -m benchmarks.http_load --work .peers/work --write docs/results/http.md
 	$(PY) -m benchmarks.train_under_load
-	@if [ -n "$(DATA)" ]; then $(PY) -m benchmarks.mixed_tasks --data "$(DATA)"; fi
+	@if [ -n "$(DATA)" ]; then $(PY) -m benchmarks.mixed_tasks --data "$(DATA)" && $(PY) -m benchmarks.training --data "$(DATA)"; fi
 
 bench-gpu: setup ## on a GPU: beside `generate` and what the GPU can do at most (ARGS="--model NAME")
 	$(PY) -m benchmarks.gpu --write docs/results/gpu.md $(ARGS)
