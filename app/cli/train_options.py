@@ -34,8 +34,23 @@ Verbalizer = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method", metavar="TYPE", help="The method, such as prompt_tuning or prefix_tuning.", rich_help_panel=METHOD
+    ),
+]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method-option",
+        metavar="KEY=VALUE",
+        help="An option of the method; the value as JSON, or else as text. Repeat it.",
+        rich_help_panel=METHOD,
+    ),
+]
 Init = Annotated[
-    Literal["random", "vocab", "text", "labels"] | None,
+    Literal["random", "vocab", "text", "labels", "prompt", "zero"] | None,
     typer.Option("--init", help="Where the vectors start.", rich_help_panel=METHOD),
 ]
 InitText = Annotated[str | None, typer.Option("--init-text", help="The text of --init text.", rich_help_panel=METHOD)]

@@ -23,6 +23,8 @@ def train(
     dataset: o.Dataset = None,
     template: o.Template = None,
     verbalizer: o.Verbalizer = None,
+    method: o.Method = None,
+    method_option: o.MethodOptions = None,
     init: o.Init = None,
     init_text: o.InitText = None,
     reparametrization: o.Reparametrization = None,
@@ -53,13 +55,13 @@ def train(
         "seed": seed,
     }
     gate = {"metric": gate_metric, "min_gain": min_gain, "confidence": confidence}
-    method = {"init": init, "init_text": init_text, "reparametrization": reparametrization}
+    options = {"init": init, "init_text": init_text, "reparametrization": reparametrization}
     body = {
         "task": task,
         "template": template,
         "verbalizer": _parse_verbalizer(verbalizer),
         "hyperparameters": _given(hyperparameters) or None,
-        "method": {"type": "prompt_tuning", **_given(method)} if _given(method) else None,
+        "method": _method(method, _given(options) | _parse_options(method_option or [])),
         "publish": {"when": publish, "alias": alias, **_given(gate)},
     }
     out = Output(as_json=as_json)
@@ -121,6 +123,24 @@ def _after_submit(client: Any, job: dict[str, Any], out: Output, *, watch: bool)
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _method(kind: str | None, options: dict[str, Any]) -> dict[str, Any] | None:
+    return {"type": kind or "prompt_tuning", **options} if kind or options else None
+
+
+def _parse_options(given: list[str]) -> dict[str, Any]:
+    """`num_ranks=4` is a number, `source=["a@1"]` a list, `encoder=lstm` a text."""
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise CliError(f"--method-option takes KEY=VALUE, not {text!r}", Exit.USAGE)
+        try:
+            found[name.strip()] = json.loads(value)
+        except ValueError:
+            found[name.strip()] = value
+    return found
 
 
 def _parse_verbalizer(text: str | None) -> dict[str, Any] | str | None:

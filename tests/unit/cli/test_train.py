@@ -68,6 +68,36 @@ def test_train_uploads_the_rows_and_starts_a_job(chorus: Callable[..., Ran], ser
     }
 
 
+@pytest.mark.parametrize(
+    ("words", "sent"),
+    [
+        ("--method hard", {"type": "hard"}),
+        ("--method p_tuning --method-option encoder=lstm", {"type": "p_tuning", "encoder": "lstm"}),
+        (
+            '--method multitask --method-option num_ranks=4 --method-option source=["a@1","b"]',
+            {"type": "multitask", "num_ranks": 4, "source": ["a@1", "b"]},
+        ),
+        ("--method prefix_tuning --init zero", {"type": "prefix_tuning", "init": "zero"}),
+        ("--method-option init_text=a=b", {"type": "prompt_tuning", "init_text": "a=b"}),
+    ],
+)
+def test_train_with_a_method_sends_its_options(
+    chorus: Callable[..., Ran], service: FakeService, rows: Path, words: str, sent: dict[str, Any]
+) -> None:
+    chorus("train", str(rows), "--task", "tickets", *words.split())
+    assert service.asked[-1].json["method"] == sent
+
+
+@pytest.mark.parametrize("option", ["encoder", "=lstm", " =1"])
+def test_train_with_a_method_option_that_is_none_says_how(
+    chorus: Callable[..., Ran], service: FakeService, rows: Path, option: str
+) -> None:
+    ran = chorus("train", str(rows), "--task", "tickets", "--method-option", option)
+    assert ran.code == Exit.USAGE
+    assert "KEY=VALUE" in ran.err
+    assert not service.asked
+
+
 def test_train_with_options_sends_them(chorus: Callable[..., Ran], service: FakeService, rows: Path) -> None:
     options = (
         "--template {text}<prompt:8> --init text --init-text route --reparametrization none --virtual-tokens 8 "
