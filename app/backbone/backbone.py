@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from app.backbone.families.masked_probe import masked_context, probe_masked
@@ -29,6 +29,7 @@ from app.backbone.reference import ReferenceRunner
 from app.backbone.runner import FastRunner, Runner
 from app.backbone.source import BUNDLED, locate
 from app.backbone.tokenizer import BackboneTokenizer
+from app.backbone.tokenizer_files import load_tokenizer
 from app.errors import UnsupportedBackbone
 from prompt_store.models import BackboneRef, Family
 
@@ -168,7 +169,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     transformers_logging.disable_progress_bar()
     try:
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = load_tokenizer(folder)
     except (ValueError, OSError, KeyError) as error:
         raise UnsupportedBackbone(f"{name}: {str(error).splitlines()[0]}", param="model") from error
     family = family_of_config(model_config, name)
