@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +10,8 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from app.backbone import BackboneTokenizer
-from app.backbone.tokenizer import Piece
+from app.backbone.source import bundled_folder
+from app.backbone.tokenizer import Piece, _without_added_tokens
 from app.errors import InvalidRequest
 
 SPECIALS = ("<s>", "</s>", "<pad>", "<unk>")
@@ -24,6 +28,12 @@ def test_encode_text_of_special_characters_gives_no_special_token(tokenizer: Bac
 @given(parts=st.lists(st.sampled_from([*SPECIALS, "<", ">", "s", "/s", " ", "pad", "é", "🙂"]), max_size=12))
 def test_encode_text_of_any_mixture_gives_no_special_token(tokenizer: BackboneTokenizer, parts: list[str]) -> None:
     assert not tokenizer.reserved.intersection(tokenizer.encode_text("".join(parts)))
+
+
+def test_twin_without_added_tokens_is_the_file_without_them() -> None:
+    full = Tokenizer.from_file(str(Path(bundled_folder()) / "tokenizer.json"))
+    definition = json.loads(full.to_str()) | {"added_tokens": [], "post_processor": None}
+    assert json.loads(_without_added_tokens(full).to_str()) == definition
 
 
 def test_encode_segment_keeps_the_authors_special_token_and_not_the_users(tokenizer: BackboneTokenizer) -> None:
