@@ -80,7 +80,16 @@ class Settings(BaseSettings):
     orphan_grace_s: float = Field(86_400.0, ge=0, description="Age at which a blob no version names is removed.")
 
     # keys
-    api_key: str | None = Field(None, description="If set, every request must carry it as a bearer token.")
+    api_key: str | None = Field(
+        None, description="A key with every scope (16 characters or more), beside those made by `chorus keys`."
+    )
+    keys_file: Path | None = Field(None, description="File of made keys, without secrets (data_dir/keys/keys.json).")
+    key_pepper: str | None = Field(
+        None, min_length=32, description="Secret that keys are hashed with; unset: data_dir/keys/pepper."
+    )
+    audit: Literal["off", "changes", "all"] = Field(
+        "changes", description="Calls written to data_dir/logs/audit.jsonl: changes and refusals, or all."
+    )
 
     # logs
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")

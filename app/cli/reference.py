@@ -37,7 +37,7 @@ def cli_page() -> str:
     from app.cli.run import build
 
     parts = [CLI_INTRO]
-    for name, command in build().commands.items():
+    for name, command in all_commands(build()):
         parts.append("\n".join(_command(name, command)))
     parts.append("\n".join(_exit_codes()))
     return "\n".join(parts)
@@ -52,6 +52,15 @@ def settings_page() -> str:
         default = "the user's data folder" if name == "data_dir" else _value(field.default)
         rows.append(f"| `CHORUS_{name.upper()}` | {default} | {_cell(field.description or '')} |")
     return SETTINGS_INTRO + "\n".join(rows) + "\n"
+
+
+def all_commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command with its whole name, those of groups too."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from all_commands(command, f"{above}{name} ")
+        else:
+            yield above + name, command
 
 
 def _command(name: str, command: Any) -> Iterator[str]:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from app import __version__
-from app.cli.commands import alias, bench, doctor, explain, fsck, generate, service, tasks, train
+from app.cli.commands import alias, bench, doctor, explain, fsck, generate, keys, service, tasks, train
 from app.cli.errors import CliError, Exit
 from app.cli.output import Output
 from app.errors import ChorusError
@@ -83,6 +83,7 @@ def build() -> TyperGroup:
     for panel, commands in PANELS.items():
         for command in commands:
             app.command(rich_help_panel=panel)(command)
+    app.add_typer(keys.build(), rich_help_panel="Manage")
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
     return group

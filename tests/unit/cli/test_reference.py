@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.reference import cli_page, settings_page
+from app.cli.reference import all_commands, cli_page, settings_page
 from app.cli.run import build
 from app.settings import Settings
 
@@ -19,7 +19,7 @@ def test_page_is_what_the_code_says(name: str, page: object) -> None:
 
 def test_cli_page_names_every_command_and_option() -> None:
     page = (DOCS / "cli.md").read_text(encoding="utf-8")
-    for name, command in build().commands.items():
+    for name, command in all_commands(build()):
         section = page.partition(f"## `chorus {name}")[2].partition("\n## ")[0]
         for param in command.params:
             for option in param.opts if param.param_type_name == "option" else ():
