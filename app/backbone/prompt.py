@@ -61,15 +61,21 @@ class LoadedPrompt:
 
 
 def load_prompt(version: Version, tensors: Mapping[str, np.ndarray], backbone: Backbone) -> LoadedPrompt:
-    """Check a version's metadata and tensors against `backbone`.
+    """Check a version's metadata and tensors against `backbone`. Raises as `check_prompt` does."""
+    return check_prompt(version.meta, tensors, backbone, number=version.number, digest=version.digest)
+
+
+def check_prompt(
+    meta: PromptMeta, tensors: Mapping[str, np.ndarray], backbone: Backbone, *, number: int = 0, digest: str = ""
+) -> LoadedPrompt:
+    """Check metadata and tensors against `backbone`; without a number, those of a version that is yet to be published.
 
     Raises:
         InvalidPrompt: another backbone, a wrong shape or dtype, values that are not finite in the serving dtype, norms
             beyond reason, or verbalizer ids outside the vocabulary.
         CapabilityMissing: free text, and the backbone is masked.
     """
-    meta = version.meta
-    where = f"{version.task}@{version.number}"
+    where = f"{meta.task}@{number}" if number else meta.task
     if meta.backbone.fingerprint != backbone.fingerprint:
         raise InvalidPrompt(
             f"{where} belongs to the backbone {meta.backbone.name} ({meta.backbone.fingerprint[:12]}); "
@@ -83,9 +89,9 @@ def load_prompt(version: Version, tensors: Mapping[str, np.ndarray], backbone: B
         raise InvalidPrompt(f"{where}: {error.message}") from error
     check_task(backbone, labels=meta.verbalizer is not None)
     return LoadedPrompt(
-        task=version.task,
-        version=version.number,
-        digest=version.digest,
+        task=meta.task,
+        version=number,
+        digest=digest,
         template=template,
         bos=meta.bos,
         learned=_check_tensors(where, tensors, template, backbone),

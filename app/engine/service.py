@@ -10,10 +10,11 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -38,6 +39,7 @@ SHORT_CHARS = 1024
 """Texts up to this are tokenised where they are: some 50 µs, and handing them to another thread takes longer."""
 
 _MAX_ADMITTED = 65_536
+T = TypeVar("T")
 Outcome = Flight | ChorusError
 
 
@@ -184,6 +186,10 @@ class EngineService:
             self._pool, lambda: explain_vectors(self.backbone, prompt.learned, words=words)
         )
         return views, prefix_norms(prompt.learned)
+
+    async def between_steps(self, compute: Callable[[], T]) -> T:
+        """What `compute` returns or raises, on the engine's thread: rows wait meanwhile, and nothing else computes."""
+        return await self._thread.compute(compute)
 
     def stats(self) -> EngineStats:
         return self._engine.stats()

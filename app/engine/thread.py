@@ -6,20 +6,25 @@ told together: each hop wakes the event loop's thread, which takes a core from t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
 
 import torch
 
 from app.backbone.freed_memory import give_back_freed_memory
 from app.engine.engine import Engine
 from app.engine.types import Event
+from app.errors import EngineFailure
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Command = Callable[[Engine], None]
 _REST_S = 5.0  # without work before freed memory goes back to the system
 
@@ -59,6 +64,33 @@ class EngineThread:
         with self._wake:
             self._commands.extend(commands)
             self._wake.notify()
+
+    async def compute(self, call: Callable[[], T]) -> T:
+        """What `call` returns or raises, computed on this thread before the engine's next step."""
+        if not self.alive:
+            raise EngineFailure("the engine's thread has died")
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def settle(outcome: Future[T]) -> None:
+            if done.done():  # whoever asked has gone
+                return
+            error = outcome.exception()
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(outcome.result())
+
+        def command(_: Engine) -> None:
+            outcome: Future[T] = Future()
+            try:
+                outcome.set_result(call())
+            except Exception as error:
+                outcome.set_exception(error)
+            loop.call_soon_threadsafe(settle, outcome)
+
+        self.send(command)
+        return await done
 
     def _run(self) -> None:
         if self._threads:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.backbone import Backbone, LoadedPrompt, load_prompt
 from app.backbone.openmp import compute_alone
@@ -191,6 +191,10 @@ class Registry:
 
     async def delete_task(self, name: str) -> None:
         await self._write(partial(self._store.delete_task, name))
+
+    async def publish(self, **publication: Any) -> Version:
+        """Make a version of what was checked against the backbone; arguments and errors are `PromptStore.publish`'s."""
+        return (await self._write(partial(self._store.publish, **publication))).version
 
     async def retire_version(self, task: str, number: int) -> Version:
         return await self._write(partial(self._store.retire_version, task, number))
