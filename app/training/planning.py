@@ -13,16 +13,16 @@ from typing import Any
 from app.backbone import Backbone, Template, compile_verbalizer, default_bos, encode_row, label_words, parse_template
 from app.backbone.prompt import check_task
 from app.backbone.rows import NEUTRAL_MASK, check_mask
-from app.errors import InvalidDataset, InvalidTemplate, InvalidVerbalizer
+from app.errors import InvalidDataset, InvalidPrompt, InvalidTemplate, InvalidVerbalizer
 from app.training.data import FEW_ROWS, RowSet
 from app.training.datasets import DatasetStore, PinnedData
-from app.training.methods import METHODS, SearchedMethod
+from app.training.methods import METHODS, MethodConfig, SearchedMethod
 from app.training.methods.base import Asked
 from app.training.plan import Plan
 from app.training.requests import TrainingData, TrainRequest, ValidationData
 from app.training.sources import RegistryVersions
 from prompt_store import errors as store_errors
-from prompt_store.models import PROD, Family, PromptMeta, TaskSpec
+from prompt_store.models import PROD, Family, PromptMeta, TaskSpec, Version
 from prompt_store.store import PromptStore
 
 DEFAULT_VIRTUAL_TOKENS = 20
@@ -54,14 +54,15 @@ class Planner:
         check_rows(rows, spec)
         if dev is not None:
             check_rows(dev, spec)
-        current = self._current(request)
+        origin = self._origin(request)
+        current = self._current(request) if origin is None else origin.meta
         if self._backbone is not None:
             check_task(self._backbone, labels=spec.labels is not None)
         template = choose_template(request, rows, current, self._backbone.family if self._backbone else "causal")
         words = choose_verbalizer(request, spec, template, current, rows)
-        self._check_with_backbone(template, words, rows)
-        asked = Asked(template, self._backbone, RegistryVersions(self._store, self._backbone))
+        asked = Asked(template, self._backbone, RegistryVersions(self._store, self._backbone), origin)
         method = METHODS[request.method.type].check(request.method, asked)
+        self._check_with_backbone(template, method, words, rows)
         plan = Plan(
             task=request.task,
             spec=spec,
@@ -96,6 +97,17 @@ class Planner:
         except store_errors.TaskNotFound:
             return new_spec(rows)
 
+    def _origin(self, request: TrainRequest) -> Version | None:
+        reference = METHODS[request.method.type].origin(request.method, request.task)
+        if reference is None:
+            return None
+        found = RegistryVersions(self._store, self._backbone).find(reference, "method.source")
+        if found.task != request.task:
+            raise InvalidPrompt(
+                f"{found.task}@{found.number} is a version of another task than {request.task}", param="method.source"
+            )
+        return found
+
     def _current(self, request: TrainRequest) -> PromptMeta | None:
         for name in dict.fromkeys((request.publish.alias, PROD)):
             try:
@@ -105,20 +117,24 @@ class Planner:
                 continue
         return None
 
-    def _check_with_backbone(self, template: Template, words: Mapping[str, Sequence[str]] | None, rows: RowSet) -> None:
+    def _check_with_backbone(
+        self, template: Template, config: MethodConfig, words: Mapping[str, Sequence[str]] | None, rows: RowSet
+    ) -> None:
         if self._backbone is None:
             return
-        tokenizer = self._backbone.tokenizer
+        tokenizer, family = self._backbone.tokenizer, self._backbone.family
+        method = METHODS[config.type]
         check_mask(tokenizer, template)
         reserve = 1
         if words is not None:
             reserve = compile_verbalizer(tokenizer, words).longest
+        beside = method.decoder_tokens(config, template, family)
         encode_row(
             tokenizer,
-            template,
+            method.wording(config, template, family),
             default_bos(tokenizer),
             rows.examples[0].fields,
-            max_tokens=self._backbone.max_positions - reserve,
+            max_tokens=self._backbone.max_positions - reserve - beside,
         )
 
 
@@ -166,8 +182,13 @@ def choose_template(
             size = DEFAULT_VIRTUAL_TOKENS + sum(int(found) for found in _SLOT.findall(source) if found)
     elif _goes_on(current, rows, family):
         assert current is not None
-        one_slot = len(_SLOT.findall(current.template)) == 1
-        source = _SLOT.sub("<prompt>", current.template) if size is not None and one_slot else current.template
+        source = current.template
+        if (
+            not current.num_virtual_tokens
+        ):  # keys and values of a decoder, which stand nowhere in what its encoder reads
+            source, size = "<prompt>" + source, size or DEFAULT_VIRTUAL_TOKENS
+        elif size is not None and len(_SLOT.findall(source)) == 1:
+            source = _SLOT.sub("<prompt>", source)
     else:
         source, size = default_template(rows, family), size or DEFAULT_VIRTUAL_TOKENS
     template = parse_template(source, num_virtual_tokens=size)
@@ -185,7 +206,7 @@ def choose_template(
 
 def _goes_on(current: PromptMeta | None, rows: RowSet, family: Family) -> bool:
     """Whether the current version's wording fits these rows and this backbone."""
-    if current is None or not current.num_virtual_tokens or current.backbone.family != family:
+    if current is None or current.backbone.family != family or not (current.num_virtual_tokens or current.tensors):
         return False
     return set(rows.fields) == _fields(current.template)
 

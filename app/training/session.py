@@ -31,7 +31,7 @@ from app.training.records import JobRecords, job_folder
 from app.training.reporter import Reporter
 from app.training.schedule import Schedule, make_schedule
 from app.training.searching import Search
-from app.training.sources import RegistrySources
+from app.training.sources import RegistrySources, read_version
 from app.training.surroundings import SAMPLE_ROWS, gather
 from app.training.trainer import Interrupted, Outcome, Trainer
 from prompt_store import PromptStore, StoreUnavailable
@@ -80,7 +80,9 @@ class Session:
         encoder = self._encoder(train)
         encoded = [encoder.encode(example) for example in train]
         schedule = make_schedule(
-            self._plan.hyperparameters, rows=len(encoded), num_virtual_tokens=encoder.template.num_virtual_tokens
+            self._plan.hyperparameters,
+            rows=len(encoded),
+            num_virtual_tokens=parse_template(self._plan.template).num_virtual_tokens,
         )
         if isinstance(self._method, SearchedMethod):
             schedule = replace(schedule, steps=self._method.evaluations(self._plan.method), epochs=0.0)
@@ -90,6 +92,7 @@ class Session:
         if isinstance(self._method, SearchedMethod):
             peak_rate = 0.0
             outcome, evaluator = self._search(self._method, schedule, evaluator, train, dev, reporter)
+            schedule = replace(schedule, num_virtual_tokens=evaluator.encoder.template.num_virtual_tokens)
         else:
             assert isinstance(self._method, LearnedMethod)
             trainer = self._trainer(self._method, schedule, encoder, encoded, evaluator, dev, reporter)
@@ -124,12 +127,14 @@ class Session:
 
     def _encoder(self, train: list[Example]) -> Encoder:
         backbone = self._context.backbone
+        template, config = parse_template(self._plan.template), self._plan.method
+        beside = self._method.decoder_tokens(config, template, backbone.family)
         encoder = Encoder(
             backbone.tokenizer,
-            parse_template(self._plan.template),
+            self._method.wording(config, template, backbone.family),
             default_bos(backbone.tokenizer),
             None,
-            min(self._context.max_context, backbone.max_positions),
+            min(self._context.max_context, backbone.max_positions) - beside,
         )
         words: Mapping[str, Sequence[str]] | None = self._plan.verbalizer
         if self._plan.search_words:
@@ -157,7 +162,8 @@ class Session:
         dev: list[Example],
         reporter: Reporter,
     ) -> tuple[Outcome, Evaluator]:
-        """What was found, and the evaluator of its template."""
+        """What was found, and the evaluator that reads it."""
+        context = self._context
         reporter.chose(schedule.describe(0.0))
         search = Search(
             method,
@@ -168,11 +174,14 @@ class Session:
             evaluator,
             listener=reporter,
             checkpoints=self._checkpoints(),
-            checkpoint_s=self._context.checkpoint_s,
+            checkpoint_s=context.checkpoint_s,
+            read=lambda reference: read_version(context.store, context.backbone, reference),
         )
-        outcome, template = search.run()
-        reporter.settled(f"the best words: {template.source}")
-        return outcome, replace(evaluator, encoder=replace(evaluator.encoder, template=template))
+        outcome, found = search.run()
+        reporter.settled(f"the best found: {found.source}")
+        encoder = evaluator.encoder
+        encoder = replace(encoder, template=found.template, bos=found.bos or encoder.bos)
+        return outcome, replace(evaluator, encoder=encoder)
 
     def _trainer(
         self,

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from app.backbone import Backbone, load_prompt
+from app.backbone import Backbone, LoadedPrompt, SoftPrompt, load_prompt
+from app.backbone.soft_prompt import EncoderDecoderPrompt, vectors_of
 from app.errors import CapabilityMissing, InvalidPrompt
 from app.training.methods.base import Sources, Versions
 from prompt_store import PromptStore, StoreError
 from prompt_store.errors import NotFound
-from prompt_store.models import PROD, PromptMeta
+from prompt_store.models import PROD, PromptMeta, Version
 from prompt_store.refs import PromptRef, parse_ref
 
 _PAGE = 100
@@ -26,6 +27,14 @@ class RegistryVersions(Versions):
         self._backbone = backbone
 
     def pin(self, reference: str, param: str) -> str:
+        version = self.find(reference, param)
+        name = f"{version.task}@{version.number}"
+        if not _has_vectors(version.meta):
+            raise InvalidPrompt(f"{name} has no vectors to start from", param=param)
+        return name
+
+    def find(self, reference: str, param: str) -> Version:
+        """The one version that is meant. Raises as `pin` does, but takes any that belongs to this backbone."""
         try:
             version = self._store.resolve(parse_ref(reference))
         except StoreError as error:
@@ -39,9 +48,7 @@ class RegistryVersions(Versions):
                 "vectors of one mean nothing to the other",
                 param=param,
             )
-        if not _has_vectors(version.meta):
-            raise InvalidPrompt(f"{name} has no vectors to start from", param=param)
-        return name
+        return version
 
 
 class RegistrySources(Sources):
@@ -53,11 +60,19 @@ class RegistrySources(Sources):
         self._task = task
 
     def vectors(self, reference: str) -> Tensor:
-        version = self._store.resolve(parse_ref(reference))
-        found = load_prompt(version, self._store.load(version), self._backbone).vectors
+        found = vectors_of(self._learned(reference))
         if found is None:
             raise InvalidPrompt(f"{reference} has no vectors to start from", param="method")
         return found.to(self._backbone.device, torch.float32)
+
+    def decoder_vectors(self, reference: str) -> Tensor | None:
+        learned = self._learned(reference)
+        found = learned.decoder if isinstance(learned, EncoderDecoderPrompt) else None
+        return None if found is None else found.to(self._backbone.device, torch.float32)
+
+    def _learned(self, reference: str) -> SoftPrompt | None:
+        version = self._store.resolve(parse_ref(reference))
+        return load_prompt(version, self._store.load(version), self._backbone).learned
 
     def others(self) -> Iterator[tuple[str, Tensor]]:
         after, more = None, True
@@ -81,6 +96,12 @@ class RegistrySources(Sources):
             return name, self.vectors(name)
         except (NotFound, InvalidPrompt, CapabilityMissing):
             return None
+
+
+def read_version(store: PromptStore, backbone: Backbone, reference: str) -> LoadedPrompt:
+    """Another version as it is served. Raises NotFound and InvalidReference of the store, and InvalidPrompt."""
+    version = store.resolve(parse_ref(reference))
+    return load_prompt(version, store.load(version), backbone)
 
 
 def _has_vectors(meta: PromptMeta) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from app.backbone import Backbone, Row, Verbalizer
 from app.backbone.kv import PrefixKV
@@ -42,16 +43,23 @@ def gather(
         label_tokens=_label_tokens(verbalizer),
         text_tokens=backbone.tokenizer.encode_text(config.text),
         generator=torch.Generator().manual_seed(schedule.seed),
-        kv_shape=backbone.kv_shape,
+        kv_shape=backbone.kv_shape or backbone.decoder_kv_shape,
         keys_of=lambda ids: keys_of(backbone, ids),
         sources=sources,
         try_out=lambda learner: _try_out(learner, schedule, backbone, encoded, verbalizer, stop),
+        decoder_embedding=_decoder_embedding(backbone),
     )
 
 
 @torch.no_grad()
 def keys_of(backbone: Backbone, ids: Sequence[int]) -> PrefixKV:
-    """Keys and values [2, L, G, len(ids), D] of the tokens as the frozen model reads them, nothing before them."""
+    """Keys and values [2, L, G, len(ids), D] of the tokens as the frozen model reads them, nothing before them. An
+    encoder-decoder's are its decoder's, behind its start, of a text without words."""
+    if backbone.probed.seq2seq is not None:
+        tokenizer = backbone.tokenizer
+        return backbone.probed.seq2seq.keys_of(
+            (*tokenizer.begin_ids, *tokenizer.end_ids) or backbone.decoder_start, ids
+        )
     runner = FastRunner(backbone.forward, slots=1, places=len(ids) + 1)
     runner.prefill(0, [PrefillItem(Row(tuple(ids)))])
     found = runner.read_prefix(0, len(ids))
@@ -76,6 +84,13 @@ def _try_out(
         trial.take_step(loss)
         if stop():
             raise Interrupted
+
+
+def _decoder_embedding(backbone: Backbone) -> Tensor | None:
+    if backbone.family != "seq2seq":
+        return None
+    weight: Tensor = backbone.model.get_decoder().get_input_embeddings().weight
+    return weight.detach().float()
 
 
 class _Deaf:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from app.training.methods.base import load_state, state_of
 
 P, H, V = 6, 16, 50
 KV = KVShape(layers=3, groups=2, width=4)
-FORMS = {"prompt": (P, H), "prefix": KV.prefix(P)}
+PD = 3  # vectors before a decoder's start
+FORMS = {"prompt": (P, H), "prefix": KV.prefix(P), "decoder_prompt": (PD, H), "decoder_prefix": KV.prefix(P)}
 
 STARTS: list[dict[str, Any]] = [
     {"init": "random"},
@@ -37,6 +39,17 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
     "multitask": [*STARTS, {"source": ["other@1", "short@2"], "num_ranks": 3}],
     "spot": [{"init_prompt": "other@1"}, {"init_prompt": "short@2"}],
 }
+SIDES: dict[str, list[dict[str, Any]]] = {
+    "prompt_tuning": [
+        start | {"reparametrization": form, "decoder_virtual_tokens": PD}
+        for start in STARTS
+        for form in ("none", "residual_mlp")
+    ],
+    "prefix_tuning": [{"family": "seq2seq", "reparametrization": form} for form in ("none", "mlp")],
+}
+"""Configurations on an encoder-decoder, as `begin` reads them."""
+
+CONFIGS = {kind: of + SIDES.get(kind, []) for kind, of in CONFIGS.items()}
 EVERY = [pytest.param(kind, config, id=f"{kind}-{n}") for kind, of in CONFIGS.items() for n, config in enumerate(of)]
 
 
@@ -52,6 +65,9 @@ class KnownSources:
         if reference not in self.known:
             raise InvalidPrompt(reference)
         return self.known[reference]
+
+    def decoder_vectors(self, reference: str) -> torch.Tensor | None:
+        return torch.linspace(-1, 1, 2 * H).view(2, H) if reference == "short@2" else None
 
     def others(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self.known.items()
@@ -83,7 +99,11 @@ def surroundings(seed: int = 0, **changes: Any) -> Surroundings:
 def begin(kind: str, config: dict[str, Any], **changes: Any) -> Learner:
     method = METHODS[kind]
     assert isinstance(method, LearnedMethod)
-    return method.begin(method.config.model_validate({"type": kind} | config), surroundings(**changes))
+    config = {"type": kind} | config
+    around = surroundings(**changes)
+    if config.pop("family", None) or "decoder_virtual_tokens" in config:
+        around = replace(around, decoder_embedding=around.embedding.flip(0))
+    return method.begin(method.config.model_validate(config), around)
 
 
 def parts(learner: Learner) -> dict[str, torch.Tensor]:
@@ -102,7 +122,7 @@ def take_steps(learner: Learner, count: int = 3) -> None:
 
 def test_every_method_is_covered() -> None:
     assert set(CONFIGS) == {kind for kind, method in METHODS.items() if isinstance(method, LearnedMethod)}
-    assert {kind for kind, method in METHODS.items() if isinstance(method, SearchedMethod)} == {"hard"}
+    assert {kind for kind, method in METHODS.items() if isinstance(method, SearchedMethod)} == {"hard", "prune"}
 
 
 @pytest.mark.parametrize("kind", METHODS)
@@ -116,10 +136,9 @@ def test_type_is_the_files_name_and_every_option_has_a_default(kind: str) -> Non
 
 @pytest.mark.parametrize(("kind", "config"), EVERY)
 def test_prompt_at_the_start_has_the_asked_shape_and_is_finite(kind: str, config: dict[str, Any]) -> None:
-    found = parts(begin(kind, config))
-    (name,) = found
-    assert (tuple(found[name].shape), found[name].dtype) == (FORMS[name], torch.float32)
-    assert torch.isfinite(found[name]).all()
+    for name, part in parts(begin(kind, config)).items():
+        assert (tuple(part.shape), part.dtype) == (FORMS[name], torch.float32)
+        assert torch.isfinite(part).all()
 
 
 @pytest.mark.parametrize(("kind", "config"), EVERY)
@@ -189,9 +208,13 @@ def test_the_prompt_after_training_is_folded_into_the_tensors_of_a_blob(kind: st
     learner = begin(kind, config)
     take_steps(learner)
     folded = parts(learner)
-    (name,) = folded
-    assert (tuple(folded[name].shape), folded[name].dtype) == (FORMS[name], torch.float32)
-    assert folded[name].is_contiguous()
+    wanted = {"prompt", "decoder_prompt"} if "decoder_virtual_tokens" in config else {"prompt"}
+    if kind == "prefix_tuning":
+        wanted = {"decoder_prefix" if "family" in config else "prefix"}
+    assert set(folded) == wanted
+    for name, part in folded.items():
+        assert (tuple(part.shape), part.dtype) == (FORMS[name], torch.float32)
+        assert part.is_contiguous()
 
 
 @pytest.mark.parametrize(("kind", "config"), EVERY)
@@ -237,6 +260,31 @@ def test_prefix_starts_where_the_request_says(form: str) -> None:
     allowed = [keys_of([token]).data[:, :, :, 0] for token in (3, 1, 4, 15, 9, 2, 6, 5)]
     assert all(any(torch.equal(drawn[:, :, :, j], one) for one in allowed) for j in range(P))
     assert float(start(init="random").std()) > 1
+
+
+def test_decoders_vectors_start_where_the_request_says() -> None:
+    decoder = surroundings().embedding.flip(0)
+
+    def start(init: str, **more: Any) -> torch.Tensor:
+        config = {"init": init, "decoder_virtual_tokens": PD} | more
+        return parts(begin("prompt_tuning", config))["decoder_prompt"].detach()
+
+    assert torch.allclose(start("text", init_text="x"), decoder[[20, 21, 20]])
+    assert torch.allclose(start("labels"), decoder[[10, 12, 11]])
+    allowed = decoder[[3, 1, 4, 15, 9, 2, 6, 5]]
+    for drawn in (start("vocab"), start("prompt", init_prompt="other@1")):
+        assert all(any(torch.allclose(row, other) for other in allowed) for row in drawn)
+    theirs = KnownSources().decoder_vectors("short@2")
+    assert theirs is not None
+    assert torch.allclose(start("prompt", init_prompt="short@2"), theirs[[0, 1, 0]])
+
+
+def test_decoders_vectors_where_there_is_no_decoders_side_are_refused() -> None:
+    prompt_tuning = METHODS["prompt_tuning"]
+    assert isinstance(prompt_tuning, LearnedMethod)
+    config = prompt_tuning.config.model_validate({"decoder_virtual_tokens": 2})
+    with pytest.raises(CapabilityMissing, match="encoder-decoder"):
+        prompt_tuning.begin(config, surroundings())
 
 
 def test_multitask_starts_as_the_mean_of_its_sources() -> None:

@@ -61,6 +61,12 @@ class Decoded:
     hidden: Tensor
     cache: EncoderDecoderCache
 
+    def keys_and_values(self, *, cross: bool) -> Tensor:
+        """What the layers hold of the decoder's tokens, or of the encoder's: [2, L, n, G, T, D]."""
+        layers = (self.cache.cross_attention_cache if cross else self.cache.self_attention_cache).layers
+        keys = torch.stack([layer.keys for layer in layers if layer.keys is not None])
+        return torch.stack((keys, torch.stack([layer.values for layer in layers if layer.values is not None])))
+
 
 def parts_of_prompt(prompt: SoftPrompt | None) -> EncoderDecoderPrompt:
     """A prompt by its sides. Raises InvalidPrompt for leading keys and values, which an encoder has no place for."""
@@ -141,6 +147,13 @@ class Seq2SeqForward:
             back = sorted(range(len(order)), key=order.__getitem__)
             found = found[torch.tensor(back, device=found.device)]
         return found, passes
+
+    def keys_of(self, text: Sequence[int], ids: Sequence[int]) -> PrefixKV:
+        """Keys and values [2, L, G, len(ids), D] that the decoder makes of tokens behind its start where the encoder
+        reads `text`."""
+        sides = [EncoderDecoderPrompt()]
+        (done,) = self.decode(self.encode([Row(tuple(text))], sides), [Target(0, tuple(ids))], sides)
+        return PrefixKV(done.keys_and_values(cross=False)[:, :, 0, :, len(self.start) :])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, V] float32 from hidden states [N, H]."""

@@ -117,8 +117,8 @@ class Seq2SeqRunner:
         going = [(i, source) for i, source in going if items[source].verbalizer is None]
         if not going:
             return
-        own = _stacked(done, cross=False)  # [2, L, W, G, T, D]
-        cross = _stacked(done, cross=True)
+        own = done.keys_and_values(cross=False)  # [2, L, W, G, T, D]
+        cross = done.keys_and_values(cross=True)
         for i, source in going:
             item = items[source]
             prompt = parts_of_prompt(item.prompt if item.decoder is None else item.decoder)
@@ -128,13 +128,6 @@ class Seq2SeqRunner:
             self._memory.write(slot, 0, *cross[:, :, i, :, :read])
             self._memory.write(slot, read, *own[:, :, i, :, :begun])
             self._held[slot] = _Held(read, begun, item.row.total)
-
-
-def _stacked(done: Decoded, *, cross: bool) -> Tensor:
-    """Keys and values of a pass, [2, L, W, G, T, D]."""
-    layers = (done.cache.cross_attention_cache if cross else done.cache.self_attention_cache).layers
-    keys = torch.stack([layer.keys for layer in layers if layer.keys is not None])
-    return torch.stack((keys, torch.stack([layer.values for layer in layers if layer.values is not None])))
 
 
 def _shape_of_sources(rows: StepRows, dtype: torch.dtype) -> Tensor:

@@ -1,23 +1,31 @@
 """What a method is: a closed configuration, a check at submission, and one of two ways to find a prompt.
 
 A `LearnedMethod` gives a thing with parameters that says what the prompt is now (`Learner`); the training loop does the
-rest. A `SearchedMethod` has no parameters: it asks how good templates are, and the best one is published.
+rest. A `SearchedMethod` has no parameters: it asks how good candidates are (words, and what may stand at their slots),
+and one of them is published.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from app.backbone import Backbone, SoftPrompt, Template
+from app.backbone import Backbone, Bos, LoadedPrompt, SoftPrompt, Template
 from app.backbone.kv import KVShape, PrefixKV
 from app.errors import CapabilityMissing
 from app.training.closed import Closed
+from prompt_store.models import Family, Version
+
+if TYPE_CHECKING:
+    from app.training.runs import Judgement
+
+
+NO_DECODER_SIDE = "vectors before the decoder's start need an encoder-decoder"
 
 
 class MethodConfig(Closed):
@@ -43,11 +51,13 @@ class Versions(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """What a submission is checked against. `backbone` is None where the process has none: the trainer checks then."""
+    """What a submission is checked against. `backbone` is None where the process has none: the trainer checks then.
+    `origin` is the version that `Method.origin` named."""
 
     template: Template
     backbone: Backbone | None
     versions: Versions
+    origin: Version | None = None
 
 
 class Sources(Protocol):
@@ -55,6 +65,10 @@ class Sources(Protocol):
 
     def vectors(self, reference: str) -> Tensor:
         """Of `task@number`. Raises InvalidPrompt for another backbone, and for a version that has no vectors."""
+        ...
+
+    def decoder_vectors(self, reference: str) -> Tensor | None:
+        """The same of the decoder's side of an encoder-decoder; None for a version that has none there."""
         ...
 
     def others(self) -> Iterator[tuple[str, Tensor]]:
@@ -72,6 +86,7 @@ class Surroundings:
     text_tokens     token ids of the configuration's `text`; empty without one
     kv_shape        what a token leaves in the layers; None where keys and values cannot be given
     keys_of         token ids -> the keys and values that the frozen model itself computes of them
+    decoder_embedding   [V, H] float32, of an encoder-decoder's decoder, which keys and values belong to; else None
     sources         vectors of other versions
     try_out         trains a learner for a tenth of the job's steps, and judges nothing
     """
@@ -86,6 +101,13 @@ class Surroundings:
     keys_of: Callable[[Sequence[int]], PrefixKV] | None = None
     sources: Sources | None = None
     try_out: Callable[[Learner], None] | None = None
+    decoder_embedding: Tensor | None = None
+
+    def decoder_side(self, count: int) -> Surroundings:
+        """The same for `count` vectors on the decoder's side. Raises CapabilityMissing where there is no such side."""
+        if self.decoder_embedding is None:
+            raise CapabilityMissing(NO_DECODER_SIDE, param="method.decoder_virtual_tokens")
+        return replace(self, num_virtual_tokens=count, embedding=self.decoder_embedding)
 
     @property
     def hidden_size(self) -> int:
@@ -133,6 +155,22 @@ class Method(ABC):
         checked: MethodConfig = config
         return checked
 
+    def origin(self, config: Any, task: str) -> str | None:
+        """The task's version that the method begins from as a whole, so that a request that names no template and no
+        words takes that one's. None where it begins from none: they are then those of the version that the alias
+        points to."""
+        return None
+
+    def wording(self, config: Any, template: Template, family: Family) -> Template:
+        """The template that rows are written in and versions are published with: the plan's, unless what is learned at
+        its slots stands nowhere in a text of this family."""
+        return template
+
+    def decoder_tokens(self, config: Any, template: Template, family: Family) -> int:
+        """Virtual tokens that are learned on an encoder-decoder's decoder side; they count in the context. `template`
+        is the plan's."""
+        return 0
+
 
 class LearnedMethod(Method):
     """Finds a prompt by gradient descent."""
@@ -148,30 +186,67 @@ class LearnedMethod(Method):
         """A learner at its start; all randomness comes from `around.generator`."""
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """What a search judges: words, and what stands at their slots (float32, on the backbone's device), or nothing.
+    `bos` is that of a version that it is made of, None for the way of new ones. `about` is for the version's card."""
+
+    template: Template
+    learned: SoftPrompt | None = None
+    bos: Bos | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        return self.template.source
+
+
+class Judged(NamedTuple):
+    """A candidate on the dev rows."""
+
+    candidate: Candidate
+    judgement: Judgement
+
+
 class Searched(Protocol):
     """What a search looks at and asks. `template` has no slots; `rows` are the training rows, as (their words, label or
-    None); `label_words` are the verbalizer's, "" apart."""
+    None); `label_words` are the verbalizer's, "" apart. What was asked before costs nothing, and asking ends the search
+    when its budget is used up."""
 
     template: Template
     rows: Sequence[tuple[str, str | None]]
     label_words: Sequence[str]
 
-    def judge(self, template: Template) -> tuple[float, float]:
-        """Rank of a template on the dev rows, higher is better. Ends the search when the budget is used up; a template
-        that was judged before costs nothing."""
+    def judge(self, candidate: Candidate) -> Judgement:
+        """By the task's metric on the dev rows. One that does not fit the context is worse than all others."""
+        ...
+
+    def loss(self, candidate: Candidate) -> float:
+        """Mean loss on the training rows, at most a few hundred of them; infinite for one that does not fit."""
+        ...
+
+    def version(self, reference: str) -> LoadedPrompt:
+        """Another version, its tensors float32 on the backbone's device."""
         ...
 
 
 class SearchedMethod(Method):
-    """Finds words: publishes a version without tensors, whose template is the best of those judged."""
+    """Finds a prompt by judging candidates, without gradients."""
 
     @abstractmethod
     def evaluations(self, config: Any) -> int:
-        """The most templates that may be judged."""
+        """The most candidates that may be judged, on dev rows and on training rows."""
 
     @abstractmethod
     def search(self, config: Any, around: Searched) -> None:
-        """Judge templates, the plain one first, until there is nothing left to try."""
+        """Judge candidates, what it begins from first, until there is nothing left to try."""
+
+    def pick(self, config: Any, judged: Sequence[Judged]) -> tuple[int, Mapping[str, Any]]:
+        """Which of the candidates judged on the dev rows, in that order, is published, and what the card says of how it
+        was found: the best one, the first among equals.
+
+        Raises an error of the service where none is to be."""
+        return max(range(len(judged)), key=lambda place: (judged[place].judgement.rank, -place)), {}
 
 
 def state_of(learner: Learner) -> dict[str, Tensor]:

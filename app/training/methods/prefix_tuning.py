@@ -4,6 +4,9 @@
 Linear → Tanh → Linear to the keys and values of all layers, folded away at the end. Where they begin as those of a text
 or of words, the network's output is added to them, and both are learned.
 
+In an encoder-decoder they stand in front of the decoder's own tokens, as in PEFT. There they are no part of the text
+that the encoder reads: the template's slot says how many, and the version's template has none.
+
     https://github.com/huggingface/peft/blob/main/src/peft/tuners/prefix_tuning/model.py
 """
 
@@ -15,11 +18,14 @@ import torch
 from pydantic import Field, StrictInt, model_validator
 from torch import Tensor, nn
 
+from app.backbone import Template
 from app.backbone.kv import KVShape, PrefixKV
 from app.errors import CapabilityMissing, InvalidTemplate
 from app.training.methods.base import Asked, LearnedMethod, Learner, MethodConfig, Surroundings
 from app.training.methods.initial import draw_tokens, normal, repeated
 from app.training.methods.networks import last_of, network_rates, scale_output, start_network
+from app.training.methods.sides import DecoderPrefix
+from prompt_store.models import Family
 
 RATE = 0.1
 """Learning rate of keys and values, each in units of the RMS of real ones."""
@@ -59,11 +65,22 @@ class PrefixTuning(LearnedMethod):
                 "prefix tuning learns what stands in front of the text: one slot, at the template's very beginning",
                 param="template",
             )
-        if asked.backbone is not None and asked.backbone.kv_shape is None:
+        backbone = asked.backbone
+        if backbone is not None and backbone.kv_shape is None and backbone.decoder_kv_shape is None:
             raise CapabilityMissing(_NO_KEYS, param="method.type")
         return config
 
+    def wording(self, config: PrefixTuningConfig, template: Template, family: Family) -> Template:
+        return template.without_slots() if family == "seq2seq" else template
+
+    def decoder_tokens(self, config: PrefixTuningConfig, template: Template, family: Family) -> int:
+        return template.num_virtual_tokens if family == "seq2seq" else 0
+
     def begin(self, config: PrefixTuningConfig, around: Surroundings) -> Learner:
+        learner = self._begin(config, around)
+        return learner if around.decoder_embedding is None else DecoderPrefix(learner)
+
+    def _begin(self, config: PrefixTuningConfig, around: Surroundings) -> Learner:
         if around.kv_shape is None or around.keys_of is None:
             raise CapabilityMissing(_NO_KEYS, param="method.type")
         drawn = draw_tokens(around)
