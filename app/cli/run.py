@@ -10,7 +10,20 @@ import typer
 from typer.core import TyperGroup
 
 from app import __version__
-from app.cli.commands import alias, bench, doctor, explain, fsck, generate, keys, service, tasks, train
+from app.cli.commands import (
+    alias,
+    bench,
+    compare,
+    doctor,
+    explain,
+    fsck,
+    generate,
+    interchange,
+    keys,
+    service,
+    tasks,
+    train,
+)
 from app.cli.errors import CliError, Exit
 from app.cli.output import Output
 from app.errors import ChorusError
@@ -30,8 +43,9 @@ HOPELESS = ("host", "model", "model_revision", "dtype", "device", "api_key")  # 
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Run": (service.up, service.serve, service.worker),
-    "Use": (generate.generate, train.train, train.jobs),
+    "Use": (generate.generate, train.train, train.jobs, compare.compare),
     "Manage": (tasks.tasks, tasks.versions, explain.explain, alias.alias),
+    "Exchange": (interchange.import_peft, interchange.export_peft, interchange.convert),
     "Check": (doctor.doctor, fsck.fsck, bench.bench),
 }
 
