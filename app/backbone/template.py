@@ -12,7 +12,7 @@ alone: whatever a user writes into a field stays text.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,6 +90,21 @@ class Template:
     def without_slots(self) -> Template:
         """The same words as a hand-written prompt: what zero-shot baselines use."""
         return _assemble(tuple(segment for segment in self.segments if not isinstance(segment, Slot)))
+
+    def resized(self, sizes: Sequence[int]) -> Template:
+        """The same words with other sizes of the slots, in order; a slot of size 0 is gone.
+
+        Raises InvalidTemplate where the words around a slot that is gone would be read as another."""
+        left = iter(sizes)
+        parts = []
+        for segment in self.segments:
+            size = next(left) if isinstance(segment, Slot) else 0
+            if size or not isinstance(segment, Slot):
+                parts.append(_source(Slot(0, size) if isinstance(segment, Slot) else segment))
+        template = parse_template("".join(parts))
+        if template.slots != tuple(size for size in sizes if size):
+            raise InvalidTemplate("the words around a slot would become a slot without it", param="template")
+        return template
 
     def check_input(self, values: Mapping[str, str]) -> None:
         """Raise InvalidRequest unless `values` holds exactly the template's fields."""

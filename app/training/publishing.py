@@ -128,6 +128,7 @@ class Publisher:
             "loss": measured.loss,
             "hyperparameters": schedule.describe(peak_rate),
             "metadata": dict(self._plan.metadata),
+            **outcome.details,
         }
         return Trained(
             tensors={name: tensor.numpy() for name, tensor in outcome.tensors.items()},

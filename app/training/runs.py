@@ -62,7 +62,7 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The best prompt of a finished run. `tensors` are the blob's, folded."""
+    """The best prompt of a finished run. `tensors` are the blob's, folded; `details` are for the version's card."""
 
     tensors: dict[str, Tensor]
     judgement: Judgement
@@ -70,6 +70,7 @@ class Outcome:
     steps: int
     seconds: float
     stopped_early: bool
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

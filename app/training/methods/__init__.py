@@ -12,6 +12,7 @@ _FILES = (
     "multitask",
     "spot",
     "hard",
+    "prune",
 )
 
 METHODS: dict[str, Method] = {name: import_module(f"{__name__}.{name}").METHOD for name in _FILES}

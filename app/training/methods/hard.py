@@ -20,7 +20,7 @@ from pydantic import Field, StrictInt, StringConstraints
 from app.backbone import Template, parse_template
 from app.backbone.template import Slot
 from app.errors import InvalidTemplate
-from app.training.methods.base import Asked, MethodConfig, Searched, SearchedMethod
+from app.training.methods.base import Asked, Candidate, MethodConfig, Searched, SearchedMethod
 
 INFORMATIVE, FREQUENT = 16, 4
 """Mined words: so many that tell labels apart, so many that are common."""
@@ -56,18 +56,17 @@ class Hard(SearchedMethod):
         return wanted if config.candidates is None else min(wanted, len(config.candidates) + 1)
 
     def search(self, config: HardConfig, around: Searched) -> None:
-        around.judge(around.template)
+        best = around.judge(Candidate(around.template)).rank
         if config.candidates is not None:
             for texts in config.candidates:
-                around.judge(dress(around.template, *texts))
+                around.judge(Candidate(dress(around.template, *texts)))
             return
         words = mine(around.rows, around.label_words)
         before: tuple[str, ...] = ()
         behind: tuple[str, ...] = ()
-        best = around.judge(around.template)
         for _ in range(config.max_words):
             tried = [((*before, word), behind) for word in words] + [(before, (*behind, word)) for word in words]
-            ranked = [(around.judge(_with_words(around.template, *pair)), pair) for pair in tried]
+            ranked = [(around.judge(_with_words(around.template, *pair)).rank, pair) for pair in tried]
             rank, pair = max(ranked, key=lambda one: one[0], default=(best, (before, behind)))
             if rank <= best:
                 return
@@ -114,8 +113,9 @@ def _information(
     return found
 
 
-def _with_words(template: Template, before: Sequence[str], behind: Sequence[str]) -> Template:
-    return dress(template, "".join(f"{word} " for word in before), "".join(f" {word}" for word in behind))
+def _with_words(template: Template, before: Sequence[str], behind: Sequence[str]) -> Candidate:
+    words = "".join(f"{word} " for word in before), "".join(f" {word}" for word in behind)
+    return Candidate(dress(template, *words))
 
 
 def _around_input(template: Template) -> tuple[str, str]:

@@ -13,7 +13,9 @@ from app.errors import InvalidTemplate
 from app.training.job import Job
 from app.training.jobs import JobStore
 from app.training.methods import METHODS, SearchedMethod
+from app.training.methods.base import Candidate
 from app.training.methods.hard import HardConfig, dress, mine
+from app.training.runs import Judgement
 from prompt_store import PromptStore
 from tests.training_data import mood_rows, short_request
 
@@ -35,9 +37,10 @@ class Wishes:
     label_words: Sequence[str] = (" bad", " good")
     asked: list[str] = field(default_factory=list)
 
-    def judge(self, template: Template) -> tuple[float, float]:
-        self.asked.append(template.source)
-        return self.rank(template.source)
+    def judge(self, candidate: Candidate) -> Judgement:
+        self.asked.append(candidate.source)
+        held, length = self.rank(candidate.source)
+        return Judgement(held, -length)
 
     def rank(self, source: str) -> tuple[float, float]:
         return float(sum(source.count(word) == 1 for word in self.wished)), -float(len(source))

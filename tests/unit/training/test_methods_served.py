@@ -65,7 +65,7 @@ def answers(backbone: Backbone, prompts: dict[str, tuple[LoadedPrompt, str]]) ->
 def test_every_method_trains_publishes_and_answers_in_one_mixed_batch_as_alone(
     attempt: Callable[..., Job], store: PromptStore, backbone: Backbone
 ) -> None:
-    assert set(ASKED) == set(METHODS)
+    assert set(ASKED) == set(METHODS) - {"prune"}  # which needs a version to begin from, see test_methods_prune.py
     attempt(task="first", method={"type": "prompt_tuning", "reparametrization": "none"})
     prompts: dict[str, tuple[LoadedPrompt, str]] = {}
     for place, (kind, options) in enumerate(EVERY):
