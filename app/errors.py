@@ -6,6 +6,7 @@ ChorusError
 │   ├── InvalidVerbalizer      label words that collide, are empty, or do not fit the labels
 │   ├── InvalidDataset         carries `row`, the line of the file or the index in the list, from 1
 │   ├── InvalidPrompt          tensors or metadata that do not fit the backbone
+│   ├── Quarantined            the model failed on this very input, again and again
 │   ├── ContextTooLong         prompt + text + new tokens exceed the context; the message names all three
 │   └── CapabilityMissing      this backbone or engine cannot do what is asked
 ├── NotFound
@@ -74,6 +75,10 @@ class ContextTooLong(InvalidRequest):
 
 class CapabilityMissing(InvalidRequest):
     code = "capability_missing"
+
+
+class Quarantined(InvalidRequest):
+    code = "quarantined"
 
 
 class NotFound(ChorusError):

@@ -247,6 +247,7 @@ def _engine_config(settings: Settings) -> EngineConfig:
         prompt_cache_bytes=settings.prompt_cache_mb << 20,
         prompt_vector_bytes=settings.prompt_vectors_mb << 20,
         threads=settings.cpu_threads,
+        stall_s=settings.stall_s,
     )
 
 

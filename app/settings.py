@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     prompt_vectors_mb: int = Field(64, ge=1, description="Budget for prompts' vectors beside their keys, MiB.")
     default_timeout_s: float = Field(60.0, gt=0, description="Deadline of a request that names none.")
     max_timeout_s: float = Field(600.0, gt=0, description="Longest deadline a request may ask for.")
+    stall_s: float = Field(
+        180.0, ge=0, description="A step of the engine that takes longer ends the process, to be started anew; 0: never."
+    )
     drain_s: float = Field(20.0, ge=0, description="How long running requests may take when the service stops.")
 
     # limits of HTTP

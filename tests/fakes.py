@@ -93,7 +93,7 @@ class FakeEngineService:
         self.refuse: ChorusError | None = None
         self.cancelled = 0
         self.threads: list[int] = []
-        self.started = self.draining = False
+        self.started = self.draining = self.stalled = False
         self.ready: Exception | None = None
         self.ready_runs = 0
         self._stopped = asyncio.Event()

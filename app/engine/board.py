@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from app.engine.admission import Admission
+from app.engine.engine import ROW_FAILED
 from app.engine.flights import Flight
+from app.engine.strikes import Strikes
 from app.engine.types import Event
 from app.telemetry.tally import Tally
 
@@ -18,8 +20,8 @@ _UNWORKED = ("timeout", "cancelled", "drain", "error")
 class FlightBoard:
     """Flights by request. Used inside the event loop alone. `between`: seconds between two tokens of a row."""
 
-    def __init__(self, admission: Admission, between: Tally) -> None:
-        self._admission, self._between = admission, between
+    def __init__(self, admission: Admission, between: Tally, strikes: Strikes) -> None:
+        self._admission, self._between, self._strikes = admission, between, strikes
         self._flights: dict[str, list[Flight]] = {}
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -66,6 +68,8 @@ class FlightBoard:
                 flight.token_at = now
             if event.finish is not None:
                 flight.ended = True
+                if event.error == ROW_FAILED and not flight.request.coupled:  # there any member may be the cause
+                    self._strikes.failed(flight.asked)
                 if event.finish not in _UNWORKED or flight.token_at is not None:
                     self._admission.finish(flight.cost)
             flight.events.put_nowait(event)

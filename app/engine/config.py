@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class EngineConfig:
     """`max_rows` run at once, each of at most `max_context` tokens; `max_queued_rows` wait, and of these at most
     `max_queued_tokens` tokens; a prefill computes at most `max_batch_tokens`; at most `max_padding` of a prefill may be
-    padding; `prompt_cache_bytes` bounds the cached keys and values of prompts, `prompt_vector_bytes` their vectors."""
+    padding; `prompt_cache_bytes` bounds the cached keys and values of prompts, `prompt_vector_bytes` their vectors. A
+    step that takes `stall_s` seconds ends the process; 0 lets it take its time."""
 
     max_rows: int = 64
     max_context: int = 1024
@@ -22,6 +23,7 @@ class EngineConfig:
     prompt_vector_bytes: int = 64 << 20
     max_stop_chars: int = 64
     threads: int = 0
+    stall_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.max_rows < 1 or self.max_context < 2 or self.max_batch_tokens < 1:

@@ -29,7 +29,7 @@ from app.engine.slots import Lineup, SlotState
 from app.engine.types import Capabilities, EngineStats, Event, FinishReason, Request, View
 
 _NONE: Mapping[str, Tensor] = MappingProxyType({})
-_FAILED = "the model failed on this row"
+ROW_FAILED = "the model failed on this row"
 
 
 class Engine:
@@ -179,7 +179,7 @@ class Engine:
             scores = done.scores[i]
             if row in failed:
                 self.runner.wipe(row.slot)
-                events.append(self._end(row, "error", error=_FAILED))
+                events.append(self._end(row, "error", error=ROW_FAILED))
             elif scores is not None:
                 events.append(self._end(row, "label", scores=scores))
             else:
@@ -222,7 +222,7 @@ class Engine:
             row.generated += 1
             if failed and row in failed:
                 self.runner.wipe(row.slot)
-                events.append(self._end(row, "error", error=_FAILED))
+                events.append(self._end(row, "error", error=ROW_FAILED))
             elif token in self._ends:
                 events.append(self._end(row, "stop", view=views.get(i)))
             elif row.generated == row.most:

@@ -29,9 +29,11 @@ from app.engine.engine import Engine
 from app.engine.flights import Flight, Writing, read_label
 from app.engine.golden import check_golden
 from app.engine.intake import common_text, encode_asks, sharing
+from app.engine.strikes import Strikes
 from app.engine.thread import Command, EngineThread, Told
 from app.engine.types import Capabilities, EngineStats, Event, FinishReason, Request, RowRequest, Sampling
-from app.errors import CapabilityMissing, ChorusError, Draining, EngineFailure
+from app.engine.watchdog import Watchdog
+from app.errors import CapabilityMissing, ChorusError, Draining, EngineFailure, Quarantined
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,9 @@ class EngineService:
         self._ids = itertools.count()
         self._admitted: dict[str, None] = {}  # digests whose golden outputs hold here, the oldest first
         self._admission = Admission(config)
-        self._board = FlightBoard(self._admission, self._engine.stats().inter_token_seconds)
+        self._strikes = Strikes()
+        self._board = FlightBoard(self._admission, self._engine.stats().inter_token_seconds, self._strikes)
+        self._watchdog = Watchdog(self._thread, stall_s=config.stall_s)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.draining = False
 
@@ -66,6 +70,7 @@ class EngineService:
         self._loop = asyncio.get_running_loop()
         give_team_back()  # of the thread that made the engine: from here on the engine's own computes
         self._thread.start()
+        self._watchdog.start()
 
     async def stop(self, drain_s: float) -> None:
         """Refuse newcomers, let running requests finish for `drain_s` seconds, end the rest with `drain`."""
@@ -73,6 +78,7 @@ class EngineService:
         if not await self._board.quiet_within(drain_s):
             self._send(*(_cancel(request_id, "drain") for request_id in self._board.request_ids))
             await self._board.quiet_within(5)
+        await asyncio.to_thread(self._watchdog.stop)
         await asyncio.to_thread(self._thread.stop)
         self._pool.shutdown(wait=False)
 
@@ -191,6 +197,15 @@ class EngineService:
         """What `compute` returns or raises, on the engine's thread: rows wait meanwhile, and nothing else computes."""
         return await self._thread.compute(compute)
 
+    @property
+    def stalled(self) -> bool:
+        """Whether the engine hangs or has died, so that this process is about to end."""
+        return self._watchdog.stalled
+
+    def release(self, digest: str) -> None:
+        """Forget a prompt that will not be asked for again."""
+        self._send(lambda engine: engine.release(digest))
+
     def stats(self) -> EngineStats:
         return self._engine.stats()
 
@@ -258,7 +273,16 @@ class EngineService:
         if not self._thread.alive:
             raise EngineFailure("the engine's thread has died")
         with self._admission.places(len(asks)):  # before any work is spent on them
-            yield await self._encode(asks), deadline
+            yield [self._unless_struck_out(row) for row in await self._encode(asks)], deadline
+
+    def _unless_struck_out(self, row: RowRequest | ChorusError) -> RowRequest | ChorusError:
+        if isinstance(row, ChorusError):
+            return row
+        try:
+            self._strikes.check(row)
+        except Quarantined as error:
+            return error
+        return row
 
     async def _encode(self, asks: Sequence[Ask]) -> list[RowRequest | ChorusError]:
         """On a thread of its own, but for texts so short that changing threads would take longer."""

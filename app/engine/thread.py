@@ -44,6 +44,7 @@ class EngineThread:
         self._held: list[Told] = []
         self._wake = threading.Condition()
         self._stopping = False
+        self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="chorus-engine", daemon=True)
 
     def start(self) -> None:
@@ -58,6 +59,12 @@ class EngineThread:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the present step, or the commands before it, have taken; 0 while there is no work."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def send(self, *commands: Command) -> None:
         """Have commands carried out on the engine's thread before its next step."""
@@ -121,7 +128,7 @@ class EngineThread:
     def _take_commands(self) -> bool:
         """Wait for work and carry out what was sent. False when it is time to stop."""
         with self._wake:
-            rested = False
+            rested, self._busy_since = False, None
             while not self._commands and self._engine.idle and not self._stopping:
                 if not self._wake.wait(None if rested else _REST_S):
                     rested = True
@@ -129,6 +136,7 @@ class EngineThread:
             commands, self._commands = list(self._commands), deque()
             if self._stopping:
                 return False
+        self._busy_since = time.monotonic()
         for command in commands:
             try:
                 command(self._engine)

@@ -241,6 +241,16 @@ def test_ready_is_a_real_run_and_says_when_the_engine_fails(world: World, client
     assert client.get("/readyz").json() == {"status": "ready", "degraded": False}
 
 
+def test_process_whose_engine_is_stalled_is_not_alive(world: World, client: httpx.Client) -> None:
+    assert client.get("/livez").json() == {"status": "alive", "degraded": False}
+    world.engine.stalled = True
+    try:
+        answer = client.get("/livez")
+        assert (answer.status_code, check_shape(answer)["code"]) == (503, "not_ready")
+    finally:
+        world.engine.stalled = False
+
+
 def test_health_tells_what_runs(client: httpx.Client) -> None:
     health = client.get("/health").json()
     assert health["status"] == "ok"

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from app import __version__
+from app.api.faults import NotReady
 from app.api.replies import reply
 from app.api.schemas.tasks import HealthView
 from app.api.services import Services, ServicesDep
@@ -22,8 +23,10 @@ class ProbeView(BaseModel):
     degraded: bool = False
 
 
-@router.get("/livez", summary="The process answers", response_model=ProbeView)
-async def livez() -> Response:
+@router.get("/livez", summary="The process answers and its engine is not stalled", response_model=ProbeView)
+async def livez(services: ServicesDep) -> Response:
+    if services.engine.stalled:
+        raise NotReady("the engine is stalled; this process is about to end")
     return reply(ProbeView(status="alive"))
 
 
