@@ -21,6 +21,7 @@ from app.api.services import BackboneFacts, Services
 from app.backbone import Backbone, BackboneConfig, load_backbone
 from app.engine import EngineConfig, EngineService
 from app.errors import StoreDown
+from app.interchange.importing import Interchange
 from app.registry import Registry
 from app.settings import Settings
 from app.telemetry import Metrics, configure_logging
@@ -147,6 +148,7 @@ async def _start(settings: Settings, parts: Parts, drain: Drain, metrics: Metric
         readiness=Readiness(registry, engine, drain),
         metrics=metrics,
         calibrator=Calibrator(engine, timeout_s=settings.default_timeout_s),
+        interchange=Interchange(backbone, registry, engine),
     )
     await stack.enter_async_context(_threads_shared(services))
     return services

@@ -20,7 +20,7 @@ from app.api.body import EdgeLimits
 from app.api.drain import Drain
 from app.api.errors import ErrorBody, error_response, from_validation
 from app.api.guard import Guard
-from app.api.routes import completions, datasets, docs, generate, health, tasks, train, vectors, versions
+from app.api.routes import adapters, completions, datasets, docs, generate, health, tasks, train, vectors, versions
 from app.errors import ChorusError
 from app.settings import Settings
 from app.telemetry import Metrics, request_id
@@ -30,7 +30,7 @@ DESCRIPTION = (
     "One frozen language model, many learned prompts. Errors have one shape: "
     '`{"error": {"code", "message", "param", "type", "request_id"}}`.'
 )
-ROUTERS = (generate, completions, tasks, versions, vectors, datasets, train, health, docs)
+ROUTERS = (generate, completions, tasks, versions, adapters, vectors, datasets, train, health, docs)
 
 
 def build_application(

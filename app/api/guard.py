@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _QUIET = OPEN_PATHS | {"/metrics", "/health"}
 _UNMATCHED = "(unmatched)"
-UPLOADS = "/v1/datasets/"
+UPLOADS = (("PUT", re.compile(r"/v1/datasets/")), ("POST", re.compile(r"/v1/tasks/[^/]+/versions\Z")))
+"""Calls whose bodies are data: rows and prompts."""
 
 
 class Guard:
@@ -85,7 +86,7 @@ class Guard:
         self._gatekeeper.check(scope["method"], scope["path"], headers)
 
     async def _read(self, scope: Scope, receive: Receive, headers: Headers) -> bytes:
-        upload = scope["method"] == "PUT" and scope["path"].startswith(UPLOADS)
+        upload = any(scope["method"] == method and path.match(scope["path"]) for method, path in UPLOADS)
         return await read_body(
             receive,
             headers,

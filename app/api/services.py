@@ -20,6 +20,7 @@ from app.telemetry import Metrics
 
 if TYPE_CHECKING:
     from app.engine import EngineService
+    from app.interchange.importing import Interchange
     from app.training import DatasetStore, JobStore
 
 
@@ -48,6 +49,7 @@ class Services:
     readiness: Readiness
     metrics: Metrics
     calibrator: Calibrator
+    interchange: Interchange
     draws: Draws = field(default_factory=Draws)
     host: str = field(default_factory=socket.gethostname)
     started_at: float = field(default_factory=time.monotonic)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from anyio import to_thread
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from app.api.faults import UnsupportedMediaType
 from app.api.strict_json import read_json
+
+LARGE = 1 << 20
+"""Bytes from which a body is read on another thread: streams go on meanwhile."""
 
 
 class StrictRequest(Request):
@@ -31,7 +35,8 @@ class StrictRoute(APIRoute):
                 return await handle(request)
             _check_type(request.headers.get("content-type", ""))
             reading = StrictRequest(request.scope, request.receive)
-            reading.parsed = read_json(await reading.body())
+            body = await reading.body()
+            reading.parsed = read_json(body) if len(body) < LARGE else await to_thread.run_sync(read_json, body)
             return await handle(reading)
 
         return strict

@@ -80,6 +80,12 @@ class ChorusClient:
         """Each vector of a version with its norm and its nearest words."""
         return self._call("GET", f"/v1/tasks/{_part(task)}/versions/{number}/vectors?words={words}")
 
+    def import_adapter(self, task: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._call("POST", f"/v1/tasks/{_part(task)}/versions", json=body)
+
+    def adapter(self, task: str, number: int) -> dict[str, Any]:
+        return self._call("GET", f"/v1/tasks/{_part(task)}/versions/{number}/adapter")
+
     def alias(self, task: str, name: str) -> dict[str, Any]:
         return self._call("GET", f"/v1/tasks/{_part(task)}/aliases/{_part(name)}")
 

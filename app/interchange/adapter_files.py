@@ -46,11 +46,11 @@ def read_folder(folder: Path) -> AdapterFiles:
         raise InvalidPrompt(f"{folder} has no {CONFIG}: it is not a folder that PEFT has saved")
     if not (folder / MODEL).is_file():
         raise InvalidPrompt(_no_model(folder))
-    wording = _read_json(folder / WORDING) if (folder / WORDING).is_file() else {}
+    wording = read_json(folder / WORDING) if (folder / WORDING).is_file() else {}
     template, words = wording.get("template"), wording.get("verbalizer")
     if not isinstance(template, str | None) or not isinstance(words, dict | None):
         raise InvalidPrompt(f"{folder / WORDING}: `template` is a text and `verbalizer` an object")
-    return AdapterFiles(_read_json(folder / CONFIG), _read(folder / MODEL, MAX_BLOB_BYTES), template, words)
+    return AdapterFiles(read_json(folder / CONFIG), _read(folder / MODEL, MAX_BLOB_BYTES), template, words)
 
 
 def write_folder(files: AdapterFiles, folder: Path) -> None:
@@ -75,7 +75,8 @@ def _no_model(folder: Path) -> str:
     return f"{folder} has no {MODEL}"
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Raises InvalidPrompt for what is no JSON object, TooLarge."""
     try:
         found = json.loads(_read(file, MAX_CONFIG_BYTES))
     except (ValueError, RecursionError):

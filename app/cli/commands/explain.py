@@ -27,7 +27,7 @@ def explain(
 
     out = Output(as_json=as_json)
     with ChorusClient(url, key) as client:
-        task, number = _version(client, ref)
+        task, number = one_version(client, ref)
         found = client.vectors(task, number, words=words)
     if as_json:
         out.data(found)
@@ -45,7 +45,7 @@ def explain(
         out.say("This version is written by hand: it has no vectors.")
 
 
-def _version(client: Any, ref: str) -> tuple[str, int]:
+def one_version(client: Any, ref: str) -> tuple[str, int]:
     """The one version a reference means. Raises CliError where it is no reference, or an alias means several."""
     from prompt_store.errors import StoreError
     from prompt_store.refs import parse_ref

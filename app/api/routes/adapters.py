@@ -1,0 +1,50 @@
+"""Prompts from PEFT and for PEFT: an adapter becomes a version, a version an adapter."""
+
+from __future__ import annotations
+
+from anyio import to_thread
+from fastapi import APIRouter, Response
+
+from app.api.replies import reply
+from app.api.routes.tasks import TaskPath
+from app.api.routes.versions import NumberPath
+from app.api.schemas.adapters import AdapterBody, AdapterView
+from app.api.schemas.tasks import VersionView
+from app.api.services import ServicesDep
+from app.api.strict_route import StrictRoute
+from app.interchange.adapter_files import AdapterFiles
+from app.interchange.importing import Wanted
+
+router = APIRouter(route_class=StrictRoute, tags=["versions"])
+
+
+@router.post(
+    "/v1/tasks/{task}/versions",
+    summary="Import a PEFT adapter as a version",
+    description=(
+        "Prompt tuning, P-tuning, prefix tuning and multitask prompt tuning of decoders and encoder-decoders. Checked "
+        "against the backbone, asked a few texts, and published in one step; the version's `provenance` says where it "
+        "came from."
+    ),
+    status_code=201,
+    response_model=VersionView,
+)
+async def import_adapter(task: TaskPath, body: AdapterBody, services: ServicesDep) -> Response:
+    files = AdapterFiles(
+        body.adapter_config, await to_thread.run_sync(body.model_bytes), body.template, body.verbalizer
+    )
+    wanted = Wanted(task, files, body.task_index, body.alias, body.create_task)
+    version = await services.interchange.take_in(wanted)
+    view = VersionView.of(version, services.registry.aliases(task))
+    return reply(view, status=201, headers={"location": f"/v1/tasks/{task}/versions/{version.number}"})
+
+
+@router.get(
+    "/v1/tasks/{task}/versions/{number}/adapter",
+    summary="Export a version as a PEFT adapter",
+    description="422 `capability_missing` says what PEFT has no form for.",
+    response_model=AdapterView,
+)
+async def export_adapter(task: TaskPath, number: NumberPath, services: ServicesDep) -> Response:
+    files = await services.interchange.give_out(task, number)
+    return reply(await to_thread.run_sync(AdapterView.of, files))
