@@ -53,6 +53,7 @@ from prompt_store.models import (
     Version,
     VersionState,
 )
+from prompt_store.publication import JointPublication, NewPrompt, Publication
 from prompt_store.reconcile import Problem
 from prompt_store.redis_metadata import RedisMetadata
 from prompt_store.refs import (
@@ -64,7 +65,7 @@ from prompt_store.refs import (
     parse_ref,
 )
 from prompt_store.snapshot import Snapshot, TaskState
-from prompt_store.store import PromptStore, Publication
+from prompt_store.store import PromptStore
 
 __all__ = [
     "ALIAS_NAME",
@@ -94,9 +95,11 @@ __all__ = [
     "InvalidManifest",
     "InvalidName",
     "InvalidReference",
+    "JointPublication",
     "MemoryMetadata",
     "Metadata",
     "Metric",
+    "NewPrompt",
     "NotFound",
     "Problem",
     "PromptMeta",

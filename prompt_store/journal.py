@@ -154,7 +154,7 @@ class RecordFiles:
         """Files that need no word of `change`: a change of a version reads its task, but leaves it as it was."""
         name = f"task-{_checked(change.task_id)}.json"
         try:
-            known = change.version is not None and self._read(name, TaskRecord) is not None
+            known = bool(change.versions) and self._read(name, TaskRecord) is not None
         except CorruptRecord:
             known = False
         return {name} if known else set()
@@ -235,9 +235,8 @@ def _files_of(change: Change) -> Iterator[tuple[str, Stamped]]:
         yield f"task-{task_id}.json", TaskRecord(epoch=change.epoch, entry=change.entry)
     if change.tombstone is not None:
         yield f"task-{task_id}.json", TaskRecord(epoch=change.epoch, tombstone=change.tombstone)
-    if change.version is not None:
-        number = change.version.number
-        yield f"version-{task_id}-{number}.json", VersionRecord(epoch=change.epoch, version=change.version)
+    for version in change.versions:
+        yield f"version-{task_id}-{version.number}.json", VersionRecord(epoch=change.epoch, version=version)
     if change.aliases is not None:
         yield f"aliases-{task_id}.json", AliasesRecord(epoch=change.epoch, task_id=task_id, aliases=change.aliases)
 

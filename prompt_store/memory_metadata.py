@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
+from collections.abc import Sequence
 
 from prompt_store import memory_aliases
-from prompt_store.errors import (
-    AliasNotFound,
-    Conflict,
-    Fenced,
-    StoreBehind,
-    TaskNotFound,
-    VersionNotFound,
-)
+from prompt_store.errors import AliasNotFound, Conflict, Fenced, StoreBehind, TaskNotFound, VersionNotFound
 from prompt_store.event_log import EventKind, EventLog
 from prompt_store.metadata import (
     AliasEntry,
     Change,
+    Content,
     Delta,
     Draft,
     Dump,
@@ -28,6 +23,7 @@ from prompt_store.metadata import (
     TaskEntry,
     Tombstone,
     follows,
+    member_keys,
     public_aliases,
 )
 from prompt_store.models import Alias, AliasTarget, Evaluation, Event, Task, TaskSpec, Version, VersionState
@@ -112,10 +108,11 @@ class MemoryMetadata:
             if entry is None:
                 assert draft.spec is not None
                 entry = self._create_task(draft.task, draft.spec, draft.new_task_id, at)
-            version = self._add_version(draft, entry, at)
-            for alias in memory_aliases.names_to_move(draft.alias, first=version.number == entry.base + 1):
-                self._point(entry.task, alias, AliasTarget(version=version.number), at)
-            return self._version_change(entry, version, created=True)
+            versions = [self._add_version(draft, content, entry, at) for content in draft.contents]
+            target = draft.target([version.number for version in versions])
+            for alias in memory_aliases.names_to_move(draft.alias, first=versions[0].number == entry.base + 1):
+                self._point(entry.task, alias, target, at)
+            return self._version_change(entry, versions, created=True)
 
     def _check_fence(self, draft: Draft) -> None:
         if draft.fence is None:
@@ -132,31 +129,31 @@ class MemoryMetadata:
             raise Conflict(
                 f"publication {draft.publication} was made already, for another or a deleted task", param="publication"
             )
-        return self._version_change(entry, self._versions[known], created=False)
+        return self._version_change(entry, self.find_publication(draft.publication), created=False)
 
-    def _add_version(self, draft: Draft, entry: TaskEntry, at: float) -> Version:
+    def _add_version(self, draft: Draft, content: Content, entry: TaskEntry, at: float) -> Version:
         number = self._numbers.get(draft.task, 0) + 1
         version = Version(
             task=draft.task,
             task_id=entry.task.id,
             number=number,
-            digest=draft.digest,
-            size_bytes=draft.size_bytes,
+            digest=content.digest,
+            size_bytes=content.size_bytes,
             state=draft.state,
-            meta=draft.meta,
-            card=draft.card,
-            publication=draft.publication,
+            meta=content.meta,
+            card=content.card,
+            publication=content.publication,
             created_at=at,
         )
         self._numbers[draft.task] = number
         self._versions[entry.task.id, number] = version
-        self._publications[draft.publication] = (entry.task.id, number)
+        self._publications[content.publication] = (entry.task.id, number)
         self._emit("version", entry.task, at, version=number)
         return version
 
-    def _version_change(self, entry: TaskEntry, version: Version, *, created: bool) -> Change:
+    def _version_change(self, entry: TaskEntry, versions: Sequence[Version], *, created: bool) -> Change:
         aliases = self._aliases_of(entry)
-        return Change(self._epoch, entry.task.id, entry=entry, version=version, aliases=aliases, created=created)
+        return Change(self._epoch, entry.task.id, entry, tuple(versions), aliases, created=created)
 
     def raise_fence(self, publication: str, fence: int) -> int:
         with self._changed:
@@ -171,7 +168,7 @@ class MemoryMetadata:
                 if state == "retired":
                     memory_aliases.check_unused(self._aliases_of(entry), task, number)
                 version = self._replace(entry, version.model_copy(update={"state": state}), at)
-            return Change(self._epoch, entry.task.id, entry=entry, version=version)
+            return Change(self._epoch, entry.task.id, entry=entry, versions=(version,))
 
     def append_evaluation(self, task: str, number: int, evaluation: Evaluation, *, at: float, floor: int) -> Change:
         with self._changed:
@@ -179,7 +176,7 @@ class MemoryMetadata:
             entry, version = self._entry(task), self.get_version(task, number)
             if evaluation not in version.card:
                 version = self._replace(entry, version.model_copy(update={"card": (*version.card, evaluation)}), at)
-            return Change(self._epoch, entry.task.id, entry=entry, version=version)
+            return Change(self._epoch, entry.task.id, entry=entry, versions=(version,))
 
     def _replace(self, entry: TaskEntry, version: Version, at: float) -> Version:
         self._epoch += 1
@@ -304,10 +301,10 @@ class MemoryMetadata:
         with self._changed:
             return public_aliases(task, self._aliases.get(self._entry(task).task.id, ()))
 
-    def find_publication(self, publication: str) -> Version | None:
+    def find_publication(self, publication: str) -> list[Version]:
         with self._changed:
-            known = self._publications.get(publication)
-            return self._versions.get(known) if known is not None else None
+            known = (self._publications.get(name) for name in member_keys(publication))
+            return [self._versions[key] for key in known if key in self._versions]
 
     def events(self, after: str, *, limit: int, block_ms: int | None) -> list[Event]:
         with self._changed:

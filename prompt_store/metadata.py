@@ -15,9 +15,12 @@ from typing import Protocol
 from pydantic import Field
 
 from prompt_store.models import (
+    MAX_MEMBERS,
     Alias,
     AliasName,
     AliasTarget,
+    Ensemble,
+    EnsembleMode,
     Evaluation,
     Event,
     PromptMeta,
@@ -61,31 +64,51 @@ class Tombstone(Record):
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A version before it has a number."""
+class Content:
+    """A version before it has a number. `publication` is its own key: one of `member_keys`."""
 
-    task: str
     publication: str
     digest: str
     size_bytes: int
     meta: PromptMeta
+    card: tuple[Evaluation, ...]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One publication: one version, or several that are made together or not at all and that one alias points to."""
+
+    task: str
+    publication: str
+    contents: tuple[Content, ...]
     state: VersionState
     alias: str | None
     expected: int | None  # revision of the alias; 0: must not exist; None: whatever it is
     fence: int | None
-    card: tuple[Evaluation, ...]
     spec: TaskSpec | None  # creates the task if it does not exist
     new_task_id: str
+    mode: EnsembleMode = "vote"  # how several answer together
+
+    def target(self, numbers: Sequence[int]) -> AliasTarget:
+        """Where the alias is to point, once the versions have these numbers."""
+        if len(numbers) == 1:
+            return AliasTarget(version=numbers[0])
+        return AliasTarget(ensemble=Ensemble(members=tuple(numbers), mode=self.mode))
+
+
+def member_keys(publication: str) -> list[str]:
+    """The keys that a publication's versions have, by their places. No caller's own key holds a `#`."""
+    return [publication, *(f"{publication}#{place}" for place in range(2, MAX_MEMBERS + 1))]
 
 
 @dataclass(frozen=True)
 class Change:
-    """The outcome of one write as of `epoch`; None: this part did not change and was not read."""
+    """The outcome of one write as of `epoch`; None or empty: this part did not change and was not read."""
 
     epoch: int
     task_id: str
     entry: TaskEntry | None = None
-    version: Version | None = None
+    versions: tuple[Version, ...] = ()
     aliases: tuple[AliasEntry, ...] | None = None
     tombstone: Tombstone | None = None
     created: bool = False
@@ -151,7 +174,10 @@ class Metadata(Protocol):
     def get_version(self, task: str, number: int) -> Version: ...
     def list_versions(self, task: str, *, after: int, limit: int) -> tuple[list[Version], bool]: ...
     def list_aliases(self, task: str) -> list[Alias]: ...
-    def find_publication(self, publication: str) -> Version | None: ...
+    def find_publication(self, publication: str) -> list[Version]:
+        """The versions that a publication made and that still exist, by their places in it."""
+        ...
+
     def events(self, after: str, *, limit: int, block_ms: int | None) -> list[Event]: ...
     def dump(self) -> Dump: ...
     def delta(self, after: str, *, epoch: int) -> Delta | None:

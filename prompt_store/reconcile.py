@@ -253,4 +253,5 @@ def _tell_files(
     tombstone: Tombstone | None = None,
 ) -> None:
     found.report(kind, subject)
-    found.changes.append(Change(found.dump.epoch, task_id, entry, version, aliases, tombstone))
+    versions = () if version is None else (version,)
+    found.changes.append(Change(found.dump.epoch, task_id, entry, versions, aliases, tombstone))

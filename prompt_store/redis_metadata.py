@@ -27,7 +27,17 @@ from prompt_store.errors import (
     VersionInUse,
     VersionNotFound,
 )
-from prompt_store.metadata import MAX_DELTA, Change, Delta, Draft, Dump, Restoration, Tombstone, public_aliases
+from prompt_store.metadata import (
+    MAX_DELTA,
+    Change,
+    Delta,
+    Draft,
+    Dump,
+    Restoration,
+    Tombstone,
+    member_keys,
+    public_aliases,
+)
 from prompt_store.models import Alias, AliasTarget, Evaluation, Event, Task, TaskSpec, Version, VersionState
 from prompt_store.redis_delta import READ_DELTA, read_delta
 from prompt_store.redis_restore import restore
@@ -202,14 +212,11 @@ class RedisMetadata:
             lines: Any = self._client.hget(keys.ALIASES, task_id)
         return public_aliases(task, redis_records.read_alias_lines(lines))
 
-    def find_publication(self, publication: str) -> Version | None:
+    def find_publication(self, publication: str) -> list[Version]:
         with _unavailable():
-            field: Any = self._client.hget(keys.PUBLICATIONS, publication)
-        if field is None:
-            return None
-        task_id, _, number = field.partition(":")
-        found = self._versions(task_id, [int(number)])
-        return found[0] if found else None
+            fields: Any = self._client.hmget(keys.PUBLICATIONS, member_keys(publication))
+        found = [field.partition(":") for field in fields if field]
+        return self._versions(found[0][0], [int(number) for _, _, number in found]) if found else []
 
     def events(self, after: str, *, limit: int, block_ms: int | None) -> list[Event]:
         deadline = time.monotonic() + (block_ms or 0) / 1000
@@ -302,14 +309,17 @@ def _check_revision(reply: list[str], alias: str) -> None:
 
 
 def _version_change(task: str, reply: list[str], *, aliases: bool = True) -> Change:
-    epoch, created, line, number, body, state, card, lines = reply[1:]
+    epoch, created, line, lines = reply[1:5]
     entry = redis_records.read_task_line(task, line)
-    field = redis_records.version_field(entry.task.id, number)
+    rows = zip(reply[5::4], reply[6::4], reply[7::4], reply[8::4], strict=True)
     return Change(
         epoch=int(epoch),
         task_id=entry.task.id,
         entry=entry,
-        version=redis_records.read_version(field, body, state, card),
+        versions=tuple(
+            redis_records.read_version(redis_records.version_field(entry.task.id, number), body, state, card)
+            for number, body, state, card in rows
+        ),
         aliases=redis_records.read_alias_lines(lines) if aliases else None,
         created=created == "1",
     )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prompt_store.metadata import AliasEntry, Draft, Dump, TaskEntry, Tombstone
+from prompt_store.metadata import AliasEntry, Content, Draft, Dump, TaskEntry, Tombstone
 from prompt_store.models import AliasTarget, Evaluation, Event, Share, Task, TaskSpec, Version
 
 
@@ -37,14 +37,14 @@ def read_task_line(name: str, line: str) -> TaskEntry:
     return TaskEntry(task=task, base=int(base))
 
 
-def draft_body(draft: Draft, at: float) -> str:
+def content_body(task: str, content: Content, at: float) -> str:
     """The immutable part of a version; its task id and number stand in the field's name."""
     body = {
-        "task": draft.task,
-        "digest": draft.digest,
-        "size_bytes": draft.size_bytes,
-        "meta": draft.meta.model_dump(mode="json"),
-        "publication": draft.publication,
+        "task": task,
+        "digest": content.digest,
+        "size_bytes": content.size_bytes,
+        "meta": content.meta.model_dump(mode="json"),
+        "publication": content.publication,
         "created_at": at,
     }
     return json.dumps(body, separators=(",", ":"), ensure_ascii=False)
@@ -162,11 +162,15 @@ def publish_arguments(draft: Draft, at: float) -> list[str | int]:
         draft.new_task_id,
         "" if draft.spec is None else labels_json(draft.spec),
         "" if draft.spec is None else spec_json(draft.spec),
-        draft_body(draft, at),
         draft.state,
         draft.alias or "",
         "" if draft.expected is None else draft.expected,
-        card_lines(draft.card),
+        draft.mode,
+        *(
+            argument
+            for one in draft.contents
+            for argument in (one.publication, content_body(draft.task, one, at), card_lines(one.card))
+        ),
     ]
 
 

@@ -88,39 +88,49 @@ end
 
 local function commit() epoch = redis.call('INCR', KEYS[1]) end
 
--- ok  epoch  created  task line  number  body  state  card  alias lines
-local function version_reply(created, task, number, aliases)
-  local field = task.id .. ':' .. number
-  return {{'ok', tostring(epoch), created, task.line, tostring(number), redis.call('HGET', KEYS[6], field),
-    redis.call('HGET', KEYS[7], field), redis.call('HGET', KEYS[8], field) or '', aliases}}
+-- ok  epoch  created  task line  alias lines  then for each version: number  body  state  card
+local function version_reply(created, task, numbers, aliases)
+  local reply = {{'ok', tostring(epoch), created, task.line, aliases}}
+  for _, number in ipairs(numbers) do
+    local field = task.id .. ':' .. number
+    table.insert(reply, tostring(number))
+    table.insert(reply, redis.call('HGET', KEYS[6], field))
+    table.insert(reply, redis.call('HGET', KEYS[7], field))
+    table.insert(reply, redis.call('HGET', KEYS[8], field) or '')
+  end
+  return reply
 end
 """
 
 PUBLISH = (
     _PRELUDE
     + """
+-- One version, or several together with the ensemble that they are: all of it, or nothing.
 -- ARGV   3 task name  4 publication  5 fencing token or ''  6 id for a task that must be created  7 labels (JSON)
---        8 spec (JSON) or '': the task must exist  9 body (JSON)  10 state  11 alias or ''
---        12 expected revision or ''  13 card (JSON lines)
+--        8 spec (JSON) or '': the task must exist  9 state  10 alias or ''  11 expected revision or ''
+--        12 mode of an ensemble  13... for each version: its key  body (JSON)  card (JSON lines)
 -- reply  as version_reply; or fenced TOKEN, elsewhere, no_task, revision NUMBER
-local name, publication, alias = ARGV[3], ARGV[4], ARGV[11]
+local name, publication, alias = ARGV[3], ARGV[4], ARGV[10]
 if ARGV[5] ~= '' then
   local seen = tonumber(redis.call('HGET', KEYS[11], publication) or '0')
   if tonumber(ARGV[5]) < seen then return {'fenced', tostring(seen)} end
   redis.call('HSET', KEYS[11], publication, ARGV[5])
 end
 local task = read_task(name)
+local numbers = {}
 local known = redis.call('HGET', KEYS[10], publication)
-if known then
+while known do
   local id, number = string.match(known, '^(%x+):(%d+)$')
   if not task or task.id ~= id then return {'elsewhere'} end
-  return version_reply('0', task, number, redis.call('HGET', KEYS[9], id) or '')
+  table.insert(numbers, number)
+  known = redis.call('HGET', KEYS[10], publication .. '#' .. (#numbers + 1))
 end
+if #numbers > 0 then return version_reply('0', task, numbers, redis.call('HGET', KEYS[9], task.id) or '') end
 if not task and ARGV[8] == '' then return {'no_task'} end
 local aliases = task and read_aliases(task.id) or {}
-if alias ~= '' and ARGV[12] ~= '' then
+if alias ~= '' and ARGV[11] ~= '' then
   local current = revision_of(find_alias(aliases, alias))
-  if current ~= tonumber(ARGV[12]) then return {'revision', tostring(current)} end
+  if current ~= tonumber(ARGV[11]) then return {'revision', tostring(current)} end
 end
 
 commit()
@@ -130,22 +140,27 @@ if not task then
   write_task(name, task)
   emit('task', name, task.id, '', '')
 end
-local number = redis.call('HINCRBY', KEYS[5], name, 1)
-local field = task.id .. ':' .. number
-redis.call('HSET', KEYS[6], field, ARGV[9])
-redis.call('HSET', KEYS[7], field, ARGV[10])
-if ARGV[13] ~= '' then redis.call('HSET', KEYS[8], field, ARGV[13]) end
-redis.call('HSET', KEYS[10], publication, field)
-emit('version', name, task.id, number, '')
+for i = 13, #ARGV, 3 do
+  local number = redis.call('HINCRBY', KEYS[5], name, 1)
+  local field = task.id .. ':' .. number
+  redis.call('HSET', KEYS[6], field, ARGV[i + 1])
+  redis.call('HSET', KEYS[7], field, ARGV[9])
+  if ARGV[i + 2] ~= '' then redis.call('HSET', KEYS[8], field, ARGV[i + 2]) end
+  redis.call('HSET', KEYS[10], ARGV[i], field)
+  emit('version', name, task.id, number, '')
+  table.insert(numbers, number)
+end
 if alias ~= '' then
-  point(aliases, alias, number)
-  emit('alias', name, task.id, number, alias)
-  if alias ~= 'prod' and number == tonumber(task.base) + 1 then
-    point(aliases, 'prod', number)
-    emit('alias', name, task.id, number, 'prod')
+  local target, only = table.concat(numbers, ','), ''
+  if #numbers > 1 then target = ARGV[12] .. ':' .. target else only = target end
+  point(aliases, alias, target)
+  emit('alias', name, task.id, only, alias)
+  if alias ~= 'prod' and numbers[1] == tonumber(task.base) + 1 then
+    point(aliases, 'prod', target)
+    emit('alias', name, task.id, only, 'prod')
   end
 end
-return version_reply('1', task, number, write_aliases(task.id, aliases))
+return version_reply('1', task, numbers, write_aliases(task.id, aliases))
 """
 )
 
@@ -217,7 +232,7 @@ if state ~= ARGV[5] then
   redis.call('HSET', KEYS[7], field, ARGV[5])
   emit('version_state', ARGV[3], task.id, ARGV[4], '')
 end
-return version_reply('0', task, ARGV[4], '')
+return version_reply('0', task, {ARGV[4]}, '')
 """
 )
 
@@ -236,7 +251,7 @@ if not string.find('\\n' .. card .. '\\n', '\\n' .. ARGV[5] .. '\\n', 1, true) t
   redis.call('HSET', KEYS[8], field, card == '' and ARGV[5] or card .. '\\n' .. ARGV[5])
   emit('version_state', ARGV[3], task.id, ARGV[4], '')
 end
-return version_reply('0', task, ARGV[4], '')
+return version_reply('0', task, {ARGV[4]}, '')
 """
 )
 

@@ -8,22 +8,22 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from prompt_store.blob_format import canonical_meta, decode_blob, encode_blob
-from prompt_store.blobs import BlobStore, digest_of
+from prompt_store.blob_format import canonical_meta, decode_blob
+from prompt_store.blobs import BlobStore
 from prompt_store.collector import collect_orphans
-from prompt_store.errors import AliasNotFound, Conflict, CorruptBlob, InvalidBlob
+from prompt_store.errors import AliasNotFound, CorruptBlob
 from prompt_store.fsck import FsckReport, check_store, rebuild_store
 from prompt_store.journal import RecordFiles
-from prompt_store.metadata import Change, Delta, Draft, Metadata, public_aliases
+from prompt_store.metadata import Change, Delta, Draft, Metadata, member_keys, public_aliases
 from prompt_store.models import (
     PROD,
     Alias,
     AliasTarget,
+    EnsembleMode,
     Evaluation,
     Event,
     PromptMeta,
@@ -32,6 +32,7 @@ from prompt_store.models import (
     Version,
     VersionState,
 )
+from prompt_store.publication import JointPublication, NewPrompt, Publication, check_count, check_state, encode, plain
 from prompt_store.redis_metadata import DEFAULT_TIMEOUT_S, RedisMetadata
 from prompt_store.refs import (
     PromptRef,
@@ -44,16 +45,6 @@ from prompt_store.refs import (
 from prompt_store.snapshot import Snapshot, snapshot_of
 
 MAX_PAGE = 1000
-
-
-@dataclass(frozen=True)
-class Publication:
-    """What `publish` did: the version, the alias it was published under as it stands now, and whether this very call
-    made it (False: the same publication had been made before)."""
-
-    version: Version
-    alias: Alias | None
-    created: bool
 
 
 class PromptStore:
@@ -134,34 +125,63 @@ class PromptStore:
         Raises InvalidBlob, InvalidName, TaskNotFound, RevisionMismatch, Fenced, Conflict, StoreUnavailable. After
         StoreUnavailable the same call may be made again.
         """
-        if meta.task != check_task_name(task):
-            raise InvalidBlob(f"the metadata names the task {meta.task}, not {task}", param="meta")
-        if alias is not None and state in ("retired", "quarantined"):
-            raise Conflict(f"no alias may point to a version that is {state}", param="alias")
-        data = encode_blob(meta, tensors)
+        check_state(alias, state)
+        key = check_publication(publication)
+        content, data = encode(NewPrompt(meta, tensors, card), check_task_name(task), key)
         draft = Draft(
             task=task,
-            publication=check_publication(publication),
-            digest=digest_of(data),
-            size_bytes=len(data),
-            meta=decode_blob(data)[0],  # as a reader will see it: tuples in free-form parts have become lists
+            publication=key,
+            contents=(content,),
             state=state,
             alias=None if alias is None else check_alias_name(alias),
             expected=alias_revision,
             fence=fence,
-            card=tuple(_plain(evaluation) for evaluation in card),
             spec=spec,
             new_task_id=secrets.token_hex(16),
         )
-        return self._commit(draft, data)
+        made = self._commit(draft, [data])
+        return Publication(made.versions[0], made.alias, made.created)
 
-    def _commit(self, draft: Draft, data: bytes) -> Publication:
+    def publish_together(
+        self,
+        *,
+        task: str,
+        prompts: Sequence[NewPrompt],
+        publication: str,
+        alias: str | None = PROD,
+        mode: EnsembleMode = "vote",
+        state: VersionState = "published",
+        fence: int | None = None,
+        alias_revision: int | None = None,
+        spec: TaskSpec | None = None,
+    ) -> JointPublication:
+        """Make 2 to 16 versions of `task` in the order given, and point `alias` to the ensemble of them: all of it in
+        one atomic step, or nothing. Options and errors as in `publish`."""
+        check_count(prompts)
+        check_state(alias, state)
+        keys = member_keys(check_publication(publication))
+        encoded = [encode(one, check_task_name(task), key) for one, key in zip(prompts, keys, strict=False)]
+        draft = Draft(
+            task=task,
+            publication=publication,
+            contents=tuple(content for content, _ in encoded),
+            state=state,
+            alias=None if alias is None else check_alias_name(alias),
+            expected=alias_revision,
+            fence=fence,
+            spec=spec,
+            new_task_id=secrets.token_hex(16),
+            mode=mode,
+        )
+        return self._commit(draft, [data for _, data in encoded])
+
+    def _commit(self, draft: Draft, blobs: Sequence[bytes]) -> JointPublication:
         with self.blobs.publishing():
-            self.blobs.put(data)
+            for data in blobs:
+                self.blobs.put(data)
             change = self.metadata.publish(draft, at=time.time(), floor=self.records.floor())
             self.records.write(change)
-        assert change.version is not None
-        return Publication(change.version, _alias_in(change, draft.task, draft.alias), change.created)
+        return JointPublication(change.versions, _alias_in(change, draft.task, draft.alias), change.created)
 
     def raise_fence(self, publication: str, fence: int) -> int:
         """From now on refuse to publish under a lower token; returns the highest token seen. For whoever takes over."""
@@ -189,17 +209,21 @@ class PromptStore:
     def append_evaluation(self, task: str, number: int, evaluation: Evaluation) -> Version:
         """Add to the version's card; an evaluation that is there already is not added again."""
         change = self.metadata.append_evaluation(
-            check_task_name(task), number, _plain(evaluation), at=time.time(), floor=self.records.floor()
+            check_task_name(task), number, plain(evaluation), at=time.time(), floor=self.records.floor()
         )
         return self._recorded(change)
 
     def _recorded(self, change: Change) -> Version:
         self.records.write(change)
-        assert change.version is not None
-        return change.version
+        (version,) = change.versions
+        return version
 
     def find_publication(self, publication: str) -> Version | None:
-        """The version that `publication` made, if it made one that still exists."""
+        """The version that `publication` made, the first of several; None if it made none that still exists."""
+        return next(iter(self.find_publications(publication)), None)
+
+    def find_publications(self, publication: str) -> list[Version]:
+        """All versions that `publication` made and that still exist, in the order in which they were given."""
         return self.metadata.find_publication(check_publication(publication))
 
     # aliases
@@ -319,11 +343,6 @@ class PromptStore:
 
 def _page(limit: int) -> int:
     return max(1, min(limit, MAX_PAGE))
-
-
-def _plain(evaluation: Evaluation) -> Evaluation:
-    """The evaluation as a reader will see it: tuples in its free-form details become lists."""
-    return Evaluation.model_validate_json(evaluation.model_dump_json())
 
 
 def _alias_in(change: Change, task: str, name: str | None) -> Alias | None:

@@ -18,6 +18,7 @@ from prompt_store import (
     BlobStore,
     Ensemble,
     MemoryMetadata,
+    NewPrompt,
     PromptStore,
     RedisMetadata,
     RevisionMismatch,
@@ -96,6 +97,33 @@ class Histories(RuleBasedStateMachine):
                 spec=EXAMPLE_SPEC if create else None,
             )
         )
+
+    @rule(
+        task=TASKS,
+        publication=st.sampled_from(["a", "b", "f", "g"]),
+        count=st.integers(2, 3),
+        mode=st.sampled_from(["vote", "mean"]),
+        alias=st.none() | ALIASES,
+        revision=REVISIONS,
+        fence=st.sampled_from([None, 1, 2]),
+        create=st.booleans(),
+    )
+    def publish_together(self, task, publication, count, mode, alias, revision, fence, create) -> None:
+        meta = example_meta(task)
+        prompts = [NewPrompt(meta, example_tensors(meta, ord(publication) + place)) for place in range(count)]
+        self.both(
+            lambda store: store.publish_together(
+                task=task,
+                prompts=prompts,
+                publication=publication,
+                alias=alias,
+                mode=mode,
+                alias_revision=revision,
+                fence=fence,
+                spec=EXAMPLE_SPEC if create else None,
+            )
+        )
+        self.both(lambda store: store.find_publications(publication))
 
     @rule(task=TASKS, number=NUMBERS, state=STATES)
     def set_state(self, task: str, number: int, state: Any) -> None:
