@@ -17,6 +17,7 @@ from torch import Tensor
 from app.backbone import Backbone
 from app.training.checkpoints import Checkpoints
 from app.training.gradients import Lesson, accumulate
+from app.training.memory import Budget
 from app.training.runs import Interrupted, Run, under
 
 MICRO_TOKENS = 2048
@@ -47,6 +48,7 @@ class CoTrainer:
         checkpoints: Checkpoints,
         checkpoint_s: float,
         prune: Prune | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.runs = runs
         self._backbone = backbone
@@ -54,7 +56,7 @@ class CoTrainer:
         self._checkpoints = checkpoints
         self._checkpoint_s = checkpoint_s
         self._prune = prune
-        self._micro_tokens = MICRO_TOKENS
+        self._budget = Budget(MICRO_TOKENS) if budget is None else budget
 
     def run(self) -> None:
         """Train every run to its end, from the newest checkpoint if there is one.
@@ -90,16 +92,16 @@ class CoTrainer:
                 lessons = [
                     Lesson(run.prompt(), rows, run.verbalizer) for run, rows in zip(active, batches, strict=True)
                 ]
-                losses = accumulate(self._backbone, lessons, tokens=self._micro_tokens)
+                losses = accumulate(self._backbone, lessons, tokens=self._budget.tokens)
                 break
             except torch.OutOfMemoryError:
                 for run in active:
                     run.forget_gradients()
-                if self._micro_tokens <= max(one.length for rows in batches for one in rows):
+                told = self._budget.shrink(self._backbone, max(one.length for rows in batches for one in rows))
+                if told is None:
                     raise
                 torch.cuda.empty_cache()
-                self._micro_tokens //= 2
-                self._watcher.warned(f"out of memory: {self._micro_tokens} tokens at a time from now on")
+                self._watcher.warned(told)
         for run, loss in zip(active, losses, strict=True):
             run.take_step(loss)
 

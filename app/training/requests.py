@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import Discriminator, Field, StrictFloat, StrictInt, StringConstraints, Tag, model_validator
+from pydantic import Discriminator, Field, StrictBool, StrictFloat, StrictInt, StringConstraints, Tag, model_validator
 
 from app.training.closed import Closed
 from app.training.methods import DEFAULT, METHODS, MethodConfig
@@ -72,6 +72,9 @@ class Hyperparameters(Closed):
     learning_rate: Annotated[StrictFloat | StrictInt, Field(gt=0, le=100)] | Auto = "auto"
     num_virtual_tokens: Annotated[StrictInt, Field(ge=1, le=512)] | Auto = "auto"
     seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] | Auto = "auto"
+    gradient_checkpointing: StrictBool | Auto = Field(
+        default="auto", description="Compute layers again in the backward pass: less memory, a third more time."
+    )
 
 
 class Publish(Closed):

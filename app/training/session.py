@@ -18,12 +18,14 @@ import redis
 
 from app.backbone import Backbone, compile_verbalizer, default_bos, parse_template
 from app.training.checkpoints import Checkpoints
+from app.training.cotraining import MICRO_TOKENS
 from app.training.data import Example
 from app.training.datasets import DatasetStore
 from app.training.evaluate import Evaluator
 from app.training.examples import Encoded, Encoder, split_rows
 from app.training.job import Status
 from app.training.label_words import search_label_words
+from app.training.memory import make_budget
 from app.training.methods import METHODS, LearnedMethod, SearchedMethod
 from app.training.plan import Plan
 from app.training.publishing import Publisher, Trained, Verdict
@@ -218,6 +220,12 @@ class Session:
             listener=reporter,
             checkpoints=self._checkpoints(),
             checkpoint_s=context.checkpoint_s,
+            budget=make_budget(
+                backbone,
+                self._plan.hyperparameters.gradient_checkpointing,
+                tokens=MICRO_TOKENS,
+                longest=max(one.length for one in encoded),
+            ),
         )
 
     def _checkpoints(self) -> Checkpoints:

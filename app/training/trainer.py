@@ -9,6 +9,7 @@ from app.backbone import Backbone, Verbalizer
 from app.training.checkpoints import Checkpoints
 from app.training.cotraining import CoTrainer, Watcher
 from app.training.examples import Encoded
+from app.training.memory import Budget
 from app.training.methods.base import Learner
 from app.training.runs import Diverged, Interrupted, Judge, Judgement, Outcome, Run
 from app.training.runs import Listener as RunListener
@@ -36,10 +37,16 @@ class Trainer:
         listener: Listener,
         checkpoints: Checkpoints,
         checkpoint_s: float,
+        budget: Budget | None = None,
     ) -> None:
         self._run = Run(learner, examples, verbalizer, schedule, judge=judge, listener=listener)
         self._loop = CoTrainer(
-            backbone, [self._run], watcher=listener, checkpoints=checkpoints, checkpoint_s=checkpoint_s
+            backbone,
+            [self._run],
+            watcher=listener,
+            checkpoints=checkpoints,
+            checkpoint_s=checkpoint_s,
+            budget=budget,
         )
 
     @property
