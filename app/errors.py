@@ -8,7 +8,8 @@ ChorusError
 │   ├── InvalidPrompt          tensors or metadata that do not fit the backbone
 │   ├── Quarantined            the model failed on this very input, again and again
 │   ├── ContextTooLong         prompt + text + new tokens exceed the context; the message names all three
-│   └── CapabilityMissing      this backbone or engine cannot do what is asked
+│   ├── CapabilityMissing      this backbone or engine cannot do what is asked
+│   └── SweepTooLarge          more combinations than a sweep may have
 ├── NotFound
 │   ├── DatasetNotFound
 │   └── JobNotFound
@@ -79,6 +80,10 @@ class CapabilityMissing(InvalidRequest):
 
 class Quarantined(InvalidRequest):
     code = "quarantined"
+
+
+class SweepTooLarge(InvalidRequest):
+    code = "sweep_too_large"
 
 
 class NotFound(ChorusError):

@@ -66,7 +66,7 @@ TYPE_OF_STATUS = {
     504: "timeout_error",
 }
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-_BRANCHES = frozenset({"str", "int", "float", "bool", "dict", "list", "none"})
+_BRANCHES = frozenset({"str", "int", "float", "bool", "dict", "list", "none", "constrained-int", "constrained-float"})
 MESSAGE_CHARS = 1000
 PARAM_CHARS = 200
 

@@ -20,8 +20,9 @@ from app.errors import InvalidDataset, InvalidRequest
 from app.training.closed import Closed
 from app.training.data import Example, RowSet, parse_rows
 from app.training.examples import sample_rows, split_rows
-from app.training.planning import DEFAULT_VIRTUAL_TOKENS, check_rows, default_template, new_spec
+from app.training.planning import check_rows, new_spec
 from app.training.readers import read_rows, sniff_format
+from app.training.wording import DEFAULT_VIRTUAL_TOKENS, default_template
 from prompt_store.models import Family, Metric
 
 TEST_SHARE, DEV_SHARE = 0.2, 0.1

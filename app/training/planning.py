@@ -6,33 +6,32 @@ wording; for a new task it is made from the rows. Needs the backbone for its fam
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from app.backbone import Backbone, Template, compile_verbalizer, default_bos, encode_row, label_words, parse_template
+from app.backbone import Backbone, Template, compile_verbalizer, default_bos, encode_row
 from app.backbone.prompt import check_task
-from app.backbone.rows import NEUTRAL_MASK, check_mask
-from app.errors import InvalidDataset, InvalidPrompt, InvalidTemplate, InvalidVerbalizer
+from app.backbone.rows import check_mask
+from app.errors import ChorusError, InvalidDataset, InvalidPrompt
 from app.training.data import FEW_ROWS, RowSet
 from app.training.datasets import DatasetStore, PinnedData
-from app.training.methods import METHODS, MethodConfig, SearchedMethod
+from app.training.methods import METHODS, MethodConfig
 from app.training.methods.base import Asked
-from app.training.plan import Plan
+from app.training.plan import Member, Plan
 from app.training.requests import TrainingData, TrainRequest, ValidationData
 from app.training.sources import RegistryVersions
+from app.training.sweep import check_top, variants
+from app.training.wording import Words, choose_template, choose_verbalizer, names_of
 from prompt_store import errors as store_errors
-from prompt_store.models import PROD, Family, PromptMeta, TaskSpec, Version
+from prompt_store.models import PROD, PromptMeta, TaskSpec, Version
 from prompt_store.store import PromptStore
 
-DEFAULT_VIRTUAL_TOKENS = 20
 SHORT_ANSWER_WORDS = 3
 """Free-text answers of at most this many words on average are judged by exact match, longer ones by ROUGE-L."""
 
 IMBALANCE = 10
 """Rows of the most common label for each of the rarest from which a set is called unbalanced."""
-
-_SLOT = re.compile(r"<prompt(?::(\d{1,6}))?>")
 
 
 class Planner:
@@ -58,15 +57,14 @@ class Planner:
         current = self._current(request) if origin is None else origin.meta
         if self._backbone is not None:
             check_task(self._backbone, labels=spec.labels is not None)
-        template = choose_template(request, rows, current, self._backbone.family if self._backbone else "causal")
-        words = choose_verbalizer(request, spec, template, current, rows)
-        asked = Asked(template, self._backbone, RegistryVersions(self._store, self._backbone), origin)
-        method = METHODS[request.method.type].check(request.method, asked)
-        self._check_with_backbone(template, method, words, rows)
+        check_top(request)
+        around = _Around(spec, rows, current, origin)
+        members = self._members(request, around)
+        template, words, method = self._word(request, around) if not members else _first(members)
         plan = Plan(
             task=request.task,
             spec=spec,
-            template=template.source,
+            template=template,
             verbalizer=words,
             search_words=request.verbalizer == "search",
             training=training,
@@ -77,8 +75,45 @@ class Planner:
             publish=request.publish,
             metadata=request.metadata,
             warnings=tuple(lint(rows, dev, spec)),
+            members=tuple(
+                one if one.verbalizer != words else one.model_copy(update={"verbalizer": None}) for one in members
+            ),
+            halving=request.sweep is not None and request.sweep.halving,
         )
         return plan, describe(rows, dev, training)
+
+    def _word(
+        self, request: TrainRequest, around: _Around
+    ) -> tuple[str, dict[str, tuple[str, ...]] | None, MethodConfig]:
+        """(template, verbalizer, method) of one prompt, checked."""
+        family = self._backbone.family if self._backbone else "causal"
+        template = choose_template(request, around.rows, around.current, family)
+        words = choose_verbalizer(request, around.spec, template, around.current, around.rows)
+        asked = Asked(template, self._backbone, RegistryVersions(self._store, self._backbone), around.origin)
+        method = METHODS[request.method.type].check(request.method, asked)
+        self._check_with_backbone(template, method, words, around.rows)
+        return template.source, words, method
+
+    def _members(self, request: TrainRequest, around: _Around) -> list[Member]:
+        """The sweep's members, each checked as a request of its own; errors name the value that is to blame."""
+        members = []
+        for one in [] if request.sweep is None else variants(request):
+            own = {"method": one.method, "hyperparameters": one.hyperparameters, "template": one.template}
+            try:
+                template, words, method = self._word(request.model_copy(update=own), around)
+            except (ChorusError, store_errors.StoreError) as error:
+                error.param = one.blame(error.param)
+                raise
+            members.append(
+                Member(
+                    settings=dict(one.settings),
+                    template=template,
+                    verbalizer=words,
+                    method=method,
+                    hyperparameters=one.hyperparameters,
+                )
+            )
+        return members
 
     def _read(self, source: TrainingData | ValidationData) -> tuple[PinnedData, RowSet]:
         if source.inline is not None:
@@ -138,6 +173,24 @@ class Planner:
         )
 
 
+@dataclass(frozen=True)
+class _Around:
+    """What a prompt's words are chosen from."""
+
+    spec: TaskSpec
+    rows: RowSet
+    current: PromptMeta | None
+    origin: Version | None
+
+
+def _first(members: Sequence[Member]) -> tuple[str, Words | None, MethodConfig]:
+    return members[0].template, members[0].verbalizer, members[0].method
+
+
+def _unless(words: Words | None, usual: Words | None) -> Words | None:
+    return None if words == usual else words
+
+
 def new_spec(rows: RowSet) -> TaskSpec:
     """What a task that does not exist yet is created with."""
     if rows.labels is not None:
@@ -158,116 +211,14 @@ def check_rows(rows: RowSet, spec: TaskSpec) -> None:
             raise InvalidDataset(f"the task's field `{name}` is missing", row=first)
     for name in rows.fields:
         if name not in spec.fields:
-            raise InvalidDataset(f"the task has no field `{name}`; it has {_names(spec.fields)}", row=first)
+            raise InvalidDataset(f"the task has no field `{name}`; it has {names_of(spec.fields)}", row=first)
     if spec.labels is None:
         return
     for example in rows.examples:
         if example.label not in spec.labels:
             raise InvalidDataset(
-                f"the label {example.label!r} is not one of the task's: {_names(spec.labels[:20])}", row=example.row
+                f"the label {example.label!r} is not one of the task's: {names_of(spec.labels[:20])}", row=example.row
             )
-
-
-def choose_template(
-    request: TrainRequest, rows: RowSet, current: PromptMeta | None, family: Family = "causal"
-) -> Template:
-    """The request's template, else the current version's, else one made from the fields; numbers filled in. Without
-    slots for a method that learns no vectors."""
-    searched = isinstance(METHODS[request.method.type], SearchedMethod)
-    wanted = request.hyperparameters.num_virtual_tokens
-    size = None if wanted == "auto" else wanted
-    if request.template is not None:
-        source = request.template
-        if size is None and "<prompt>" in source:
-            size = DEFAULT_VIRTUAL_TOKENS + sum(int(found) for found in _SLOT.findall(source) if found)
-    elif _goes_on(current, rows, family):
-        assert current is not None
-        source = current.template
-        if (
-            not current.num_virtual_tokens
-        ):  # keys and values of a decoder, which stand nowhere in what its encoder reads
-            source, size = "<prompt>" + source, size or DEFAULT_VIRTUAL_TOKENS
-        elif size is not None and len(_SLOT.findall(source)) == 1:
-            source = _SLOT.sub("<prompt>", source)
-    else:
-        source, size = default_template(rows, family), size or DEFAULT_VIRTUAL_TOKENS
-    template = parse_template(source, num_virtual_tokens=size)
-    if not template.slots and not searched:
-        raise InvalidTemplate(
-            "the template has no slot to learn: put `<prompt:20>` where the vectors shall stand", param="template"
-        )
-    if set(template.fields) != set(rows.fields):
-        raise InvalidTemplate(
-            f"the template has the fields {_names(template.fields)}, the rows have {_names(rows.fields)}",
-            param="template",
-        )
-    return template.without_slots() if searched else template
-
-
-def _goes_on(current: PromptMeta | None, rows: RowSet, family: Family) -> bool:
-    """Whether the current version's wording fits these rows and this backbone."""
-    if current is None or current.backbone.family != family or not (current.num_virtual_tokens or current.tensors):
-        return False
-    return set(rows.fields) == _fields(current.template)
-
-
-def default_template(rows: RowSet, family: Family = "causal") -> str:
-    """Prompt, then the fields, then a word that asks for the answer. A completion follows its prompt directly. An
-    encoder-decoder is asked nothing, since its decoder writes the answer; a masked model is asked with its mask."""
-    if rows.form == "completion" and family != "masked":
-        return "<prompt>{prompt}"
-    if family != "causal":
-        single = len(rows.fields) == 1
-        named = (f"{{{name}}}" if single else f"{_named(name)}: {{{name}}}" for name in rows.fields)
-        asking = "" if family == "seq2seq" else f" It was {NEUTRAL_MASK}." if single else f" Answer: {NEUTRAL_MASK}."
-        return "<prompt>" + " ".join(named) + asking
-    if len(rows.fields) == 1:
-        return f"<prompt>{{{rows.fields[0]}}}\nAnswer:"
-    lines = [f"{_named(name)}: {{{name}}}" for name in rows.fields]
-    return "<prompt>" + "\n".join([*lines, "Answer:"])
-
-
-def _named(field: str) -> str:
-    return field.replace("_", " ").capitalize()
-
-
-def choose_verbalizer(
-    request: TrainRequest, spec: TaskSpec, template: Template, current: PromptMeta | None, rows: RowSet
-) -> dict[str, tuple[str, ...]] | None:
-    """The request's words, else the current version's, else each label as its own word; None for free text, and where
-    the trainer is to search for them."""
-    if spec.labels is None:
-        if request.verbalizer is not None:
-            raise InvalidVerbalizer("a free-text task has no labels, so no verbalizer", param="verbalizer")
-        return None
-    if request.verbalizer is None:
-        if current is not None and current.verbalizer and request.template is None:
-            return {label: tuple(current.verbalizer[label]) for label in spec.labels}
-        return label_words(spec.labels, template)
-    if request.verbalizer == "search":
-        absent = [label for label in spec.labels if label not in (rows.labels or ())]
-        if absent:
-            raise InvalidVerbalizer(f"no training row has the label {_names(absent[:10])}", param="verbalizer")
-        return None
-    if set(request.verbalizer) != set(spec.labels):
-        raise InvalidVerbalizer(
-            f"the verbalizer names exactly the labels {_names(spec.labels[:20])}", param="verbalizer"
-        )
-    words = {label: tuple(request.verbalizer[label]) for label in spec.labels}
-    _check_words(words)
-    return words
-
-
-def _check_words(words: Mapping[str, Sequence[str]]) -> None:
-    owner: dict[str, str] = {}
-    for label, of in words.items():
-        for word in of:
-            if not word.strip() or len(word) > 200:
-                raise InvalidVerbalizer(f"a word of {label!r} is empty or too long", param="verbalizer")
-            if owner.setdefault(word, label) != label:
-                raise InvalidVerbalizer(
-                    f"the word {word!r} stands for {owner[word]!r} and {label!r}", param="verbalizer"
-                )
 
 
 def lint(rows: RowSet, dev: RowSet | None, spec: TaskSpec) -> list[str]:
@@ -288,7 +239,7 @@ def lint(rows: RowSet, dev: RowSet | None, spec: TaskSpec) -> list[str]:
             found.append(f"{contrary} inputs have more than one label")
         absent = [label for label in spec.labels if label not in (rows.labels or ())]
         if absent:
-            found.append(f"no training row has the label {_names(absent[:10])}")
+            found.append(f"no training row has the label {names_of(absent[:10])}")
         found += _imbalance(rows)
     if dev is not None:
         shared = sum(tuple(example.fields[name] for name in rows.fields) in answers for example in dev.examples)
@@ -318,11 +269,3 @@ def describe(rows: RowSet, dev: RowSet | None, training: PinnedData) -> dict[str
         "labels": rows.label_counts,
         "validation_rows": len({example.row for example in dev.examples}) if dev is not None else None,
     }
-
-
-def _fields(template: str) -> set[str]:
-    return set(parse_template(template).fields)
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, StrictBool, StrictFloat, StrictInt, StringConstraints, Tag, model_validator
+from pydantic import Field, StrictInt, StringConstraints, model_validator
 
 from app.training.closed import Closed
-from app.training.methods import DEFAULT, METHODS, MethodConfig
+from app.training.configuration import AnyMethod, Hyperparameters, TemplateText
+from app.training.methods import DEFAULT, METHODS
+from app.training.sweep import MAX_TOP, Sweep
 from prompt_store.models import AliasName, Metric, TaskName
 
-Auto = Literal["auto"]
+__all__ = ["AnyMethod", "Hyperparameters", "Publish", "TrainRequest", "TrainingData", "ValidationData"]
+
 DatasetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -44,49 +47,19 @@ class ValidationData(Closed):
         return self
 
 
-def _method_tag(value: Any) -> str | None:
-    """Which method a request means. A tag in parentheses keeps it out of the places that errors name."""
-    kind = value.get("type", DEFAULT) if isinstance(value, dict) else getattr(value, "type", None)
-    return f"({kind})" if isinstance(kind, str) and kind in METHODS else None
-
-
-if TYPE_CHECKING:
-    AnyMethod = MethodConfig
-else:
-    AnyMethod = Annotated[
-        Union[tuple(Annotated[of.config, Tag(f"({kind})")] for kind, of in METHODS.items())],  # noqa: UP007
-        Discriminator(
-            _method_tag,
-            custom_error_type="unknown_method",
-            custom_error_message=f"`type` is one of {', '.join(METHODS)}",
-        ),
-    ]
-    """The configuration of any registered method, told apart by `type`; without one it is prompt tuning."""
-
-
-class Hyperparameters(Closed):
-    """Each a number, or "auto" for a choice made from the data and the backbone."""
-
-    n_epochs: Annotated[StrictFloat | StrictInt, Field(gt=0, le=1000)] | Auto = "auto"
-    batch_size: Annotated[StrictInt, Field(ge=1, le=512)] | Auto = "auto"
-    learning_rate: Annotated[StrictFloat | StrictInt, Field(gt=0, le=100)] | Auto = "auto"
-    num_virtual_tokens: Annotated[StrictInt, Field(ge=1, le=512)] | Auto = "auto"
-    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] | Auto = "auto"
-    gradient_checkpointing: StrictBool | Auto = Field(
-        default="auto", description="Compute layers again in the backward pass: less memory, a third more time."
-    )
-
-
 class Publish(Closed):
     """`better_than_current` compares with the version `alias` points to, on the same rows, in the same job: by `metric`
     (the task's own unless given), a gain of more than `min_gain`, in at least the share `confidence` of paired
-    bootstrap resamples where that is given."""
+    bootstrap resamples where that is given. With `top_k` the ensemble is compared, and `alias` points to it."""
 
     when: Literal["always", "better_than_current", "never"] = "always"
     alias: AliasName = "prod"
     metric: Metric | None = None
     min_gain: float = Field(default=0.0, ge=0.0, description="In the metric's unit: 0.01 is a point of accuracy.")
     confidence: float | None = Field(default=None, ge=0.5, lt=1.0)
+    top_k: StrictInt | None = Field(
+        default=None, ge=2, le=MAX_TOP, description="Of a sweep: so many of the best, as an ensemble by vote."
+    )
 
     @model_validator(mode="after")
     def _gate_only_where_compared(self) -> Self:
@@ -101,13 +74,16 @@ class TrainRequest(Closed):
     task: TaskName
     training_data: TrainingData
     validation_data: ValidationData | None = None
-    template: str | None = Field(default=None, min_length=1, max_length=16_384)
+    template: TemplateText | None = None
     verbalizer: dict[str, Annotated[list[str], Field(min_length=1, max_length=32)]] | Literal["search"] | None = Field(
         default=None,
         description='Words of each label, or "search": the backbone finds them on the training rows.',
     )
     method: AnyMethod = METHODS[DEFAULT].config.model_validate({})
     hyperparameters: Hyperparameters = Hyperparameters()
+    sweep: Sweep | None = Field(
+        default=None, description="Many configurations, learned together; the best is published."
+    )
     publish: Publish = Publish()
     metadata: dict[
         Annotated[str, StringConstraints(min_length=1, max_length=64)],
