@@ -15,6 +15,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.training import JobStore
 from prompt_store import BlobStore, MemoryMetadata, PromptMeta, PromptStore, TaskSpec
+from prompt_store.models import Metric
 from tests.prompts import make_prompt
 
 _numbers = itertools.count()
@@ -27,7 +28,13 @@ class RealWorld:
     backbone: Backbone
 
     def publish(
-        self, task: str, template: str, *, words: Mapping[str, Sequence[str]] | None = None, seed: int = 0
+        self,
+        task: str,
+        template: str,
+        *,
+        words: Mapping[str, Sequence[str]] | None = None,
+        seed: int = 0,
+        metric: Metric = "accuracy",
     ) -> int:
         """A prompt of random vectors as the task's next version, which `prod` then points to; returns its number."""
         prompt = make_prompt(self.backbone, template, words=words, seed=seed)
@@ -50,7 +57,7 @@ class RealWorld:
             tensors={} if prompt.vectors is None else {"prompt": prompt.vectors.numpy()},
             publication=f"real-{next(_numbers)}",
             alias="prod",
-            spec=TaskSpec(fields=prompt.template.fields, labels=None if words is None else tuple(words)),
+            spec=TaskSpec(fields=prompt.template.fields, labels=None if words is None else tuple(words), metric=metric),
         )
         return done.version.number
 

@@ -71,9 +71,12 @@ def leave_out(template: Template, learned: SoftPrompt, gone: Collection[Place]) 
 
 
 def loaded_without(prompt: LoadedPrompt, place: Place) -> LoadedPrompt:
-    """The same version without one virtual token, under a digest of its own. Raises as `leave_out` does."""
+    """The same version without one virtual token, under a digest of its own; without its only one, its bare words.
+    Raises as `leave_out` does."""
     assert prompt.learned is not None
-    template, learned = leave_out(prompt.template, prompt.learned, (place,))
+    template, learned = prompt.template.without_slots(), None
+    if len(places_of(prompt.learned)) > 1:
+        template, learned = leave_out(prompt.template, prompt.learned, (place,))
     digest = f"{prompt.digest} without {place.part} {place.index}"
     return replace(prompt, template=template, learned=learned, digest=digest, golden=())
 

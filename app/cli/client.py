@@ -80,6 +80,10 @@ class ChorusClient:
         """Each vector of a version with its norm and its nearest words."""
         return self._call("GET", f"/v1/tasks/{_part(task)}/versions/{number}/vectors?words={words}")
 
+    def leave_one_out(self, task: str, number: int, body: dict[str, Any]) -> dict[str, Any]:
+        """A version's score on rows, and without each of its vectors."""
+        return self._call("POST", f"/v1/tasks/{_part(task)}/versions/{number}/leave-one-out", json=body)
+
     def import_adapter(self, task: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._call("POST", f"/v1/tasks/{_part(task)}/versions", json=body)
 

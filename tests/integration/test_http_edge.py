@@ -39,6 +39,7 @@ CONTRACT = {
     "/v1/tasks/{task}/versions": {"get", "post"},
     "/v1/tasks/{task}/versions/{number}": {"get", "delete"},
     "/v1/tasks/{task}/versions/{number}/vectors": {"get"},
+    "/v1/tasks/{task}/versions/{number}/leave-one-out": {"post"},
     "/v1/tasks/{task}/versions/{number}/adapter": {"get"},
     "/v1/tasks/{task}/aliases/{alias}": {"get", "put", "delete"},
     "/v1/datasets": {"get"},

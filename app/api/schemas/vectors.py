@@ -1,15 +1,18 @@
-"""The wire form of an explained prompt."""
+"""The wire form of an explained prompt, and of what its virtual tokens are worth."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from app.api.schemas.base import Reply
+from app.api.schemas.base import Ask, Reply
+from app.training.requests import TrainingData
+from prompt_store.models import Metric
 
 if TYPE_CHECKING:
+    from app.api.leave_one_out import LeaveOneOut
     from app.backbone import LoadedPrompt
     from app.backbone.explain import VectorView
 
@@ -62,4 +65,71 @@ class VectorsView(Reply):
                 for one in vectors
             ],
             prefix=[PrefixNormView(index=i, keys=keys, values=values) for i, (keys, values) in enumerate(norms)],
+        )
+
+
+class LeaveOneOutBody(Ask):
+    """Labelled rows, as for training: a file's in `inline`, or an uploaded data set's."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"data": {"dataset": "tickets-test"}}, {"data": {"dataset": "tickets-test"}, "sample": 50}]
+        }
+    )
+
+    data: TrainingData
+    sample: int | None = Field(
+        default=None,
+        ge=4,
+        le=2000,
+        description="Most rows to look at, labels in proportion; 200 for label tasks, 32 for free text unless given.",
+    )
+    timeout_s: float | None = Field(default=None, gt=0, description="Seconds for all of it; the longest unless given.")
+
+
+class LeftOutView(Reply):
+    """The version without one virtual token."""
+
+    part: str = Field(description="`prompt`: vectors; `prefix`: keys and values; others on a decoder's side.")
+    slot: int | None = Field(
+        description="Which of the template's slots it stands in, from 0; null on a decoder's side."
+    )
+    index: int = Field(description="Its place in its part, from 0.")
+    score: float = Field(description="Without it.")
+    loss: float = Field(description="Without it.")
+
+
+class LeaveOneOutView(Reply):
+    """`score` and `loss` are the whole version's. A virtual token without which the loss is higher is worth something;
+    one without which it is lower does harm."""
+
+    task: str
+    version: int
+    digest: str
+    metric: Metric
+    rows: int
+    score: float
+    loss: float = Field(description="Mean over the rows' labels, or over the tokens of their answers.")
+    vectors: list[LeftOutView]
+
+    @classmethod
+    def of(cls, prompt: LoadedPrompt, found: LeaveOneOut) -> LeaveOneOutView:
+        return cls(
+            task=prompt.task,
+            version=prompt.version,
+            digest=prompt.digest,
+            metric=found.metric,
+            rows=found.rows,
+            score=found.whole.score,
+            loss=found.whole.loss,
+            vectors=[
+                LeftOutView(
+                    part=one.place.part,
+                    slot=one.slot,
+                    index=one.place.index,
+                    score=one.worth.score,
+                    loss=one.worth.loss,
+                )
+                for one in found.without
+            ],
         )

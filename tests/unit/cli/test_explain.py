@@ -1,6 +1,7 @@
 """Promises of `chorus explain`."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from app.cli.errors import Exit
@@ -53,3 +54,25 @@ def test_explain_of_no_reference_is_a_usage_error(chorus: Callable[..., Ran], se
 def test_explain_of_a_hand_written_version_says_so(chorus: Callable[..., Ran], service: FakeService) -> None:
     service.on("GET /v1/tasks/mood/versions/3/vectors", view())
     assert "no vectors" in chorus("explain", "mood@3").out
+
+
+def test_explain_with_rows_shows_what_each_vector_is_worth_the_best_first(
+    chorus: Callable[..., Ran], service: FakeService, tmp_path: Path
+) -> None:
+    rows = tmp_path / "dev rows.jsonl"
+    rows.write_text('{"text": "fine", "label": "good"}\n')
+    service.on("GET /v1/tasks/mood/versions/3/vectors", view(vectors=[{"slot": 0, "index": 0, "norm": 1, "words": []}]))
+    service.on("PUT /v1/datasets/dev-rows", {"name": "dev-rows", "rows": 1})
+    worth = {"part": "prompt", "slot": 0}
+    found = {"metric": "accuracy", "rows": 1, "score": 0.75, "loss": 0.5}
+    found["vectors"] = [worth | {"index": 0, "score": 0.75, "loss": 0.4}, worth | {"index": 1, "score": 0.5, "loss": 2}]
+    service.on("POST /v1/tasks/mood/versions/3/leave-one-out", found)
+    ran = chorus("explain", "mood@3", "--rows", str(rows), "--sample", "9")
+    assert service.asked[-1].json == {"data": {"dataset": "dev-rows"}, "sample": 9}
+    assert "accuracy 0.7500" in ran.out
+    assert ran.out.index("+1.5000") < ran.out.index("-0.1000")
+    assert chorus("explain", "mood@3", "--rows", str(rows), "--json").json["leave_one_out"] == found
+
+
+def test_explain_with_a_sample_of_no_rows_is_a_usage_error(chorus: Callable[..., Ran], service: FakeService) -> None:
+    assert chorus("explain", "mood@3", "--sample", "9").code == Exit.USAGE
