@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 
 from app.api.application import build_application
-from app.api.auth import check_exposure
+from app.api.auth import Access, open_access
 from app.api.body import EdgeLimits
 from app.api.calibration import Calibrator
 from app.api.drain import Drain
@@ -54,20 +54,22 @@ def create_app(
     jobs: JobStore | None = None,
     datasets: DatasetStore | None = None,
     limits: EdgeLimits | None = None,
+    access: Access | None = None,
 ) -> FastAPI:
     """The application; what is not given is made from the settings when it starts.
 
     Raises UnsafeExposure for settings that would open it to others without a key.
     """
-    check_exposure(settings)
+    access = access or open_access(settings)
     drain, metrics = Drain(settings.drain_s), Metrics()
     parts = Parts(store, backbone, engine, jobs, datasets)
     app = build_application(
         settings,
+        access=access,
         drain=drain,
         metrics=metrics,
         limits=limits or EdgeLimits(),
-        lifespan=_lifespan(settings, parts, drain, metrics),
+        lifespan=_lifespan(settings, parts, access, drain, metrics),
     )
     app.state.drain = drain
     return app
@@ -78,12 +80,14 @@ def serve(settings: Settings) -> None:
 
     Raises UnsafeExposure, AddressTaken, StoreDown for settings without a registry, UnsupportedBackbone.
     """
-    check_exposure(settings)
+    access = open_access(settings)
     _redis_url(settings)
     configure_logging(settings.log_level, settings.log_format)
     with closing(bind(settings.host, settings.port)) as listener:
-        log.info("starting", extra={"host": settings.host, "port": listener.getsockname()[1], "model": settings.model})
-        app = create_app(settings, backbone=load_backbone(_backbone_config(settings)))
+        keys = "asked for" if access.directory.has_keys else "none asked for: only this machine gets here"
+        where = {"host": settings.host, "port": listener.getsockname()[1]}
+        log.info("starting", extra={**where, "model": settings.model, "keys": keys})
+        app = create_app(settings, backbone=load_backbone(_backbone_config(settings)), access=access)
 
         async def cut_off() -> None:
             services: Services = app.state.services
@@ -93,12 +97,13 @@ def serve(settings: Settings) -> None:
 
 
 def _lifespan(
-    settings: Settings, parts: Parts, drain: Drain, metrics: Metrics
+    settings: Settings, parts: Parts, access: Access, drain: Drain, metrics: Metrics
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            services = app.state.services = await _start(settings, parts, drain, metrics, stack)
+            await stack.enter_async_context(access.followed())
+            services = app.state.services = await _start(settings, parts, access, drain, metrics, stack)
             metrics.observe("registry", services.registry.readings)
             metrics.observe("engine", lambda: engine_readings(services.engine.stats()))
             metrics.observe_tallies("engine", lambda: engine_tallies(services.engine.stats()))
@@ -109,7 +114,9 @@ def _lifespan(
     return lifespan
 
 
-async def _start(settings: Settings, parts: Parts, drain: Drain, metrics: Metrics, stack: AsyncExitStack) -> Services:
+async def _start(
+    settings: Settings, parts: Parts, access: Access, drain: Drain, metrics: Metrics, stack: AsyncExitStack
+) -> Services:
     backbone = parts.backbone
     if backbone is None:
         backbone = await asyncio.to_thread(load_backbone, _backbone_config(settings))
@@ -148,6 +155,7 @@ async def _start(settings: Settings, parts: Parts, drain: Drain, metrics: Metric
         readiness=Readiness(registry, engine, drain),
         metrics=metrics,
         calibrator=Calibrator(engine, timeout_s=settings.default_timeout_s),
+        access=access,
         interchange=Interchange(backbone, registry, engine),
     )
     await stack.enter_async_context(_threads_shared(services))

@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     model_revision: str | None = Field(None, description="Pinned revision of a hub model (a commit hash).")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Serving dtype.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` …")
+    device_map: Literal["none", "auto", "balanced", "balanced_low_0", "sequential"] = Field(
+        "none", description="How a model larger than one GPU lies over several, by transformers; replaces `device`."
+    )
     threads: int = Field(0, ge=0, description="CPU threads for the model; 0 takes all cores.")
     starters: bool = Field(True, description="Register the bundled starter prompts when the backbone matches.")
 
@@ -73,6 +76,9 @@ class Settings(BaseSettings):
     job_heartbeat_s: float = Field(2.0, gt=0, description="How often a worker says that it lives.")
     job_lease_s: float = Field(15.0, gt=0, description="Silence after which a worker's job is taken over.")
     checkpoint_s: float = Field(10.0, gt=0, description="Time between two checkpoints of a training run.")
+    train_processes: int = Field(
+        1, ge=1, le=64, description="Processes that train one job together, a GPU each from `device` on."
+    )
     max_train_rows: int = Field(200_000, ge=1, description="Largest number of training rows.")
 
     # registry
@@ -91,7 +97,7 @@ class Settings(BaseSettings):
         None, min_length=32, description="Secret that keys are hashed with; unset: data_dir/keys/pepper."
     )
     audit: Literal["off", "changes", "all"] = Field(
-        "changes", description="Calls written to data_dir/logs/audit.jsonl: changes and refusals, or all."
+        "changes", description="Calls written to data_dir/logs/audit-HOST.jsonl: changes and refusals, or all."
     )
 
     # logs

@@ -93,6 +93,7 @@ class FakeEngineService:
         self.refuse: ChorusError | None = None
         self.cancelled = 0
         self.threads: list[int] = []
+        self.tenants: list[str] = []
         self.started = self.draining = self.stalled = False
         self.ready: Exception | None = None
         self.ready_runs = 0
@@ -119,8 +120,16 @@ class FakeEngineService:
         self.admitted.append(f"{prompt.task}@{prompt.version}")
 
     async def answer(
-        self, prompt: LoadedPrompt, input: Mapping[str, str], *, decoding: Decoding, seed: int | None, timeout_s: float
+        self,
+        prompt: LoadedPrompt,
+        input: Mapping[str, str],
+        *,
+        decoding: Decoding,
+        seed: int | None,
+        timeout_s: float,
+        tenant: str = "",
     ) -> Answer:
+        self.tenants.append(tenant)
         await self._begin(prompt, input, decoding, seed, timeout_s)
         name = f"{prompt.task}@{prompt.version}"
         if prompt.verbalizer is not None:
@@ -131,19 +140,31 @@ class FakeEngineService:
         text = self.texts.get(name, " ".join(input.values()))
         return Answer(text, "stop", self._usage(prompt, input, len(text.split())))
 
-    async def answer_together(self, asks: Sequence[Ask], *, timeout_s: float) -> list[Answer | ChorusError]:
+    async def answer_together(
+        self, asks: Sequence[Ask], *, timeout_s: float, tenant: str = ""
+    ) -> list[Answer | ChorusError]:
         self.groups.append([f"{ask.prompt.task}@{ask.prompt.version}" for ask in asks])
-        return list(await asyncio.gather(*(self._answer_or_error(ask, timeout_s) for ask in asks)))
+        return list(await asyncio.gather(*(self._answer_or_error(ask, timeout_s, tenant) for ask in asks)))
 
-    async def _answer_or_error(self, ask: Ask, timeout_s: float) -> Answer | ChorusError:
+    async def _answer_or_error(self, ask: Ask, timeout_s: float, tenant: str) -> Answer | ChorusError:
         try:
-            return await self.answer(ask.prompt, ask.input, decoding=ask.decoding, seed=ask.seed, timeout_s=timeout_s)
+            return await self.answer(
+                ask.prompt, ask.input, decoding=ask.decoding, seed=ask.seed, timeout_s=timeout_s, tenant=tenant
+            )
         except ChorusError as error:
             return error
 
     async def stream(
-        self, prompt: LoadedPrompt, input: Mapping[str, str], *, decoding: Decoding, seed: int | None, timeout_s: float
+        self,
+        prompt: LoadedPrompt,
+        input: Mapping[str, str],
+        *,
+        decoding: Decoding,
+        seed: int | None,
+        timeout_s: float,
+        tenant: str = "",
     ) -> AsyncGenerator[StreamEvent, None]:
+        self.tenants.append(tenant)
         await self._begin(prompt, input, decoding, seed, timeout_s)
         words = " ".join(input.values()).split()
         for place, word in enumerate(words):
@@ -154,16 +175,18 @@ class FakeEngineService:
             yield StreamEvent(word if place == 0 else f" {word}")
         yield StreamEvent("", "stop", self._usage(prompt, input, len(words)))
 
-    async def answer_coupled(self, asks: Sequence[Ask], *, timeout_s: float) -> Coupled:
+    async def answer_coupled(self, asks: Sequence[Ask], *, timeout_s: float, tenant: str = "") -> Coupled:
         self.groups.append([f"{ask.prompt.task}@{ask.prompt.version}" for ask in asks])
         first = asks[0]
         answer = await self.answer(
-            first.prompt, first.input, decoding=first.decoding, seed=first.seed, timeout_s=timeout_s
+            first.prompt, first.input, decoding=first.decoding, seed=first.seed, timeout_s=timeout_s, tenant=tenant
         )
         return Coupled(answer, tuple(-1.0 - place for place in range(len(asks))), 0.5)
 
-    async def stream_coupled(self, asks: Sequence[Ask], *, timeout_s: float) -> AsyncGenerator[StreamEvent, None]:
-        coupled = await self.answer_coupled(asks, timeout_s=timeout_s)
+    async def stream_coupled(
+        self, asks: Sequence[Ask], *, timeout_s: float, tenant: str = ""
+    ) -> AsyncGenerator[StreamEvent, None]:
+        coupled = await self.answer_coupled(asks, timeout_s=timeout_s, tenant=tenant)
         for word in coupled.answer.text.split():
             yield StreamEvent(word)
         yield StreamEvent("", "stop", coupled.answer.usage, coupled.members, coupled.agreement)

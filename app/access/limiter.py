@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from app.access.buckets import SPEND, LocalBuckets
 from app.access.keys import Caller
+from app.errors import StoreDown
 
 log = logging.getLogger(__name__)
 TIMEOUT_S = 0.25
@@ -90,7 +91,7 @@ class Limiter:
     async def place_for_job(self, caller: Caller) -> AsyncIterator[JobPlace]:
         """A place for one job, given back unless `JobPlace.keep` was called with the id of a new one.
 
-        Raises OSError when Redis does not answer.
+        Raises StoreDown when Redis does not answer.
         """
         place = JobPlace()
         if self._client is None or not caller.limits.any_jobs:
@@ -132,7 +133,7 @@ class Limiter:
         try:
             return await self._client.eval(script, len(keys), *keys, *arguments)
         except RedisError as error:
-            raise OSError("Redis does not answer") from error
+            raise StoreDown("jobs are out of reach: Redis does not answer") from error
 
 
 class JobPlace:

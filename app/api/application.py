@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from app import __version__
 from app.api import faults
+from app.api.auth import Access
 from app.api.body import EdgeLimits
 from app.api.drain import Drain
 from app.api.errors import ErrorBody, error_response, from_validation
@@ -36,6 +37,7 @@ ROUTERS = (generate, completions, tasks, versions, adapters, vectors, datasets, 
 def build_application(
     settings: Settings,
     *,
+    access: Access,
     drain: Drain,
     metrics: Metrics,
     limits: EdgeLimits,
@@ -57,7 +59,7 @@ def build_application(
     for module in ROUTERS:
         app.include_router(module.router)
     app.router.routes.append(docs.assets)
-    app.add_middleware(Guard, settings=settings, drain=drain, metrics=metrics, limits=limits)
+    app.add_middleware(Guard, settings=settings, access=access, drain=drain, metrics=metrics, limits=limits)
     app.add_exception_handler(ChorusError, _known)
     app.add_exception_handler(StoreError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from app.api.auth.account import tenant
 from app.api.pinning import Pinned
 from app.api.schemas.generate import Input, Options
 from app.engine import Answer, Ask
@@ -64,7 +65,7 @@ async def ask_in_parts(
 
     async def ask(part: Sequence[Ask]) -> Sequence[Answer | Exception]:
         async with places.hold(len(part)):
-            return await engine.answer_together(part, timeout_s=time_left(deadline))
+            return await engine.answer_together(part, timeout_s=time_left(deadline), tenant=tenant())
 
     found = await asyncio.gather(*map(ask, parts), return_exceptions=True)
     answers: list[Answer | Exception] = []

@@ -33,6 +33,8 @@ STATUS: Mapping[type[Exception], int] = {
     faults.BadRequest: 400,
     faults.Unauthorized: 401,
     faults.ForeignOrigin: 403,
+    faults.InsufficientScope: 403,
+    faults.RateLimited: 429,
     faults.RouteNotFound: 404,
     faults.MethodNotAllowed: 405,
     faults.ReadTimeout: 408,

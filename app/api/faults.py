@@ -3,7 +3,11 @@
 ChorusError
 ├── BadRequest            the message itself is malformed (framing, headers)
 │   └── InvalidJson       not strict JSON: syntax, NaN, duplicate keys, depth, lone surrogates, numbers out of range
-├── Unauthorized          no key, or a wrong one
+├── Unauthorized          no key, or a wrong, expired or revoked one
+├── InsufficientScope     a key that may not do this
+│   └── JobQuotaSpent     a key that has started all the jobs it may
+├── RateLimited           a key's limit for a minute is reached; carries `retry_after_s`
+│   └── JobLimitReached   as many of a key's jobs as may run at once have not ended
 ├── ForeignOrigin         a web page of another origin wrote here
 ├── RouteNotFound         no such path
 ├── MethodNotAllowed      the path exists, the method does not
@@ -30,6 +34,23 @@ class InvalidJson(BadRequest):
 
 class Unauthorized(ChorusError):
     code = "unauthorized"
+
+
+class InsufficientScope(ChorusError):
+    code = "insufficient_scope"
+
+
+class JobQuotaSpent(InsufficientScope):
+    code = "job_quota"
+
+
+class RateLimited(ChorusError):
+    code = "rate_limited"
+    retry_after_s = 1.0
+
+
+class JobLimitReached(RateLimited):
+    code = "job_limit"
 
 
 class ForeignOrigin(ChorusError):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from itertools import islice
 
 from app.api.asking import Places, ask_in_parts, asks_of, deadline_of, time_left, timeout_of
+from app.api.auth.account import tenant, unanswered_counts
 from app.api.outputs import (
     answered,
     count_first,
@@ -92,21 +93,21 @@ async def answer_fan_out(services: Services, refs: Sequence[str], given: Input, 
 
 async def answer_one(services: Services, row: Pinned) -> Output:
     """One row; raises what went wrong."""
-    with failures_counted(services.metrics):
+    with failures_counted(services.metrics), unanswered_counts(row):
         deadline = deadline_of(services.settings, row)
         asks = asks_of(row)
         timeout_s = time_left(deadline)
         if row.is_coupled:
-            coupled = await services.engine.answer_coupled(asks, timeout_s=timeout_s)
+            coupled = await services.engine.answer_coupled(asks, timeout_s=timeout_s, tenant=tenant())
             members = coupled_bodies(row, coupled.members)
             output = answered(row, coupled.answer, agreement=coupled.agreement, members=members)
         elif len(asks) > 1:
-            answers = await services.engine.answer_together(asks, timeout_s=timeout_s)
+            answers = await services.engine.answer_together(asks, timeout_s=timeout_s, tenant=tenant())
             output = await _settle(services, row, answers, deadline)
         else:
             (ask,) = asks
             answer = await services.engine.answer(
-                ask.prompt, ask.input, decoding=ask.decoding, seed=ask.seed, timeout_s=timeout_s
+                ask.prompt, ask.input, decoding=ask.decoding, seed=ask.seed, timeout_s=timeout_s, tenant=tenant()
             )
             output = await _settle(services, row, [answer], deadline)
     count_row(services.metrics, row, output)
@@ -121,23 +122,23 @@ async def stream_one(services: Services, row: Pinned) -> AsyncGenerator[Output, 
     if row.has_labels or row.mode == "vote":
         yield await answer_one(services, row)
         return
-    first = True
-    with failures_counted(services.metrics):
+    first, pieces = True, 0
+    with failures_counted(services.metrics), unanswered_counts(row, lambda: pieces):
         asks = asks_of(row)
         timeout_s = time_left(deadline_of(services.settings, row))
         if row.is_coupled:
-            events = services.engine.stream_coupled(asks, timeout_s=timeout_s)
+            events = services.engine.stream_coupled(asks, timeout_s=timeout_s, tenant=tenant())
         else:
             (ask,) = asks
             events = services.engine.stream(
-                ask.prompt, ask.input, decoding=ask.decoding, seed=ask.seed, timeout_s=timeout_s
+                ask.prompt, ask.input, decoding=ask.decoding, seed=ask.seed, timeout_s=timeout_s, tenant=tenant()
             )
         async with aclosing(events):
             async for event in events:
                 if first:
                     count_first(services.metrics, row)
                     first = False
-                output = partial(row, event)
+                output, pieces = partial(row, event), pieces + 1
                 if output.finish_reason:
                     count_row(services.metrics, row, output)
                 yield output
@@ -153,7 +154,10 @@ async def _answer_together(services: Services, rows: Sequence[Pinned], places: P
     asked = [_asks_or_error(row) for row in rows]
     every = [ask for asks in asked if not isinstance(asks, Exception) for ask in asks]
     size = services.settings.max_rows
-    found = iter(await ask_in_parts(services.engine, every, places, size=size, deadline=deadline))
+    with ExitStack() as counting:
+        for row in rows:
+            counting.enter_context(unanswered_counts(row))
+        found = iter(await ask_in_parts(services.engine, every, places, size=size, deadline=deadline))
     replies = [[asks] if isinstance(asks, Exception) else list(islice(found, len(asks))) for asks in asked]
 
     async def settle(row: Pinned, answers: Sequence[Answer | Exception]) -> Output:

@@ -1,6 +1,7 @@
 """The guard in front of the application, as plain ASGI: every request passes it, every answer carries its marks.
 
-In order: request id, head, drain, key, body; then the application; then one log line and the metrics. Whatever is
+In order: request id, head, drain, key, limits, body; then the application; then one log line, the audit log and the
+metrics. Whatever is
 raised anywhere inside becomes the one error shape, or ends the connection if the answer has already begun.
 """
 
@@ -10,13 +11,16 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
+from functools import partial
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.auth import OPEN_PATHS, Gatekeeper
+from app.api.auth import OPEN_PATHS, Access, Account, Gatekeeper, account, route_of
 from app.api.body import EdgeLimits, check_head, read_body, replay
 from app.api.drain import Drain
 from app.api.errors import error_response, status_of
@@ -36,13 +40,23 @@ UPLOADS = (("PUT", re.compile(r"/v1/datasets/")), ("POST", re.compile(r"/v1/task
 class Guard:
     """ASGI middleware; one for each application."""
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, drain: Drain, metrics: Metrics, limits: EdgeLimits) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        access: Access,
+        drain: Drain,
+        metrics: Metrics,
+        limits: EdgeLimits,
+    ) -> None:
         self._app = app
         self._settings = settings
         self._drain = drain
         self._metrics = metrics
         self._limits = limits
-        self._gatekeeper = Gatekeeper(settings)
+        self._access = access
+        self._gatekeeper = Gatekeeper(settings, access.directory)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -62,12 +76,13 @@ class Guard:
                 await self._run(exchange, receive, headers)
         finally:
             request_id.reset(token)
+            await self._settle(exchange)
             self._record(exchange)
 
     async def _run(self, exchange: Exchange, receive: Receive, headers: Headers) -> None:
         scope = exchange.scope
         try:
-            self._check(scope, headers)
+            await self._check(exchange, headers)
             body = await self._read(scope, receive, headers)
             await self._app(scope, replay(body, receive), exchange.send)
         except ClientDisconnect:
@@ -79,11 +94,22 @@ class Guard:
         except Exception as error:
             await exchange.fail(error)
 
-    def _check(self, scope: Scope, headers: Headers) -> None:
+    async def _check(self, exchange: Exchange, headers: Headers) -> None:
+        scope = exchange.scope
         check_head(scope["headers"], self._limits)
         if scope["path"] not in _QUIET:
             self._drain.check()
-        self._gatekeeper.check(scope["method"], scope["path"], headers)
+        caller = self._gatekeeper.identify(scope["method"], scope["path"], headers)
+        exchange.account = Account(caller)
+        self._gatekeeper.check_scope(caller, scope["method"], scope["path"])
+        await self._access.admit(caller)
+        account.set(exchange.account)
+        exchange.before_head = partial(self._settle, exchange)
+
+    async def _settle(self, exchange: Exchange) -> None:
+        """Charge what was spent: before an answer begins, so that the next request finds it, and at its end."""
+        if exchange.account is not None:
+            await self._access.limiter.charge(exchange.account.caller, exchange.account.take())
 
     async def _read(self, scope: Scope, receive: Receive, headers: Headers) -> bytes:
         upload = any(scope["method"] == method and path.match(scope["path"]) for method, path in UPLOADS)
@@ -96,14 +122,34 @@ class Guard:
         )
 
     def _record(self, exchange: Exchange) -> None:
-        route = getattr(exchange.scope.get("route"), "path", _UNMATCHED)
-        method = exchange.scope["method"] if exchange.scope["method"] in _METHODS else "OTHER"
+        scope = exchange.scope
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        route = getattr(scope.get("route"), "path", None) or route_of(method, scope["path"]) or _UNMATCHED
         seconds = time.monotonic() - exchange.began_at
         self._metrics.http_requests.labels(route, method, str(exchange.status)).inc()
         self._metrics.http_seconds.labels(route).observe(seconds)
         level = logging.DEBUG if exchange.scope["path"] in _QUIET else logging.INFO
         facts = {"method": method, "route": route, "status": exchange.status, "ms": round(seconds * 1000, 1)}
+        if exchange.account is not None and exchange.account.caller.id:
+            facts["key"] = exchange.account.caller.id
         log.log(level, "request", extra={**facts, "request_id": exchange.request_id})
+        if exchange.scope["path"] not in OPEN_PATHS and self._access.audit.wants(method, route, exchange.status):
+            self._audit(exchange, method, route)
+
+    def _audit(self, exchange: Exchange, method: str, route: str) -> None:
+        known = exchange.account
+        found: dict[str, Any] = dict(known.facts) if known is not None else {}
+        if known is not None and known.versions:
+            found["versions"] = sorted(known.versions)
+        self._access.audit.write(
+            key=known.caller.id if known is not None else None,
+            method=method,
+            route=route,
+            status=exchange.status,
+            request_id=exchange.request_id,
+            params=exchange.scope.get("path_params", {}),
+            facts=found,
+        )
 
 
 class Exchange:
@@ -114,6 +160,8 @@ class Exchange:
         self.request_id = request_id
         self.began_at = time.monotonic()
         self.status = 0
+        self.account: Account | None = None
+        self.before_head: Callable[[], Awaitable[None]] | None = None
         self._send = send
         self._send_s = limits.send_s
 
@@ -121,6 +169,8 @@ class Exchange:
         """Raises ClientDisconnect when the client reads nothing for `send_s`: a stalled reader must not hold a row."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if self.before_head is not None:
+                await self.before_head()
             marks = MutableHeaders(raw=message.setdefault("headers", []))
             marks["x-request-id"] = self.request_id
             marks["x-content-type-options"] = "nosniff"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from app.api.auth.account import count_answer
 from app.api.errors import detail_of
 from app.api.pinning import Pinned
 from app.api.schemas.generate import MemberBody, Output, UsageBody
@@ -119,6 +120,7 @@ def count_first(metrics: Metrics, row: Pinned) -> None:
 def count_row(metrics: Metrics, row: Pinned, output: Output) -> None:
     """One answered row, with its usage."""
     assert output.usage is not None
+    count_answer(f"{output.task}@{output.version}", output.usage.total_tokens)
     metrics.rows.labels(output.task, output.finish_reason).inc()
     metrics.row_seconds.labels(output.task).observe(time.monotonic() - row.arrived)
     metrics.prompt_tokens.labels(output.task).inc(output.usage.prompt_tokens)

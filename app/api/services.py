@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict
 
+from app.api.auth import Access
 from app.api.calibration import Calibrator
 from app.api.drain import Drain
 from app.api.pinning import Draws
@@ -50,6 +51,7 @@ class Services:
     metrics: Metrics
     calibrator: Calibrator
     interchange: Interchange
+    access: Access
     draws: Draws = field(default_factory=Draws)
     host: str = field(default_factory=socket.gethostname)
     started_at: float = field(default_factory=time.monotonic)

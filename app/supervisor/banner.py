@@ -52,6 +52,10 @@ def render(facts: Facts) -> Iterator[str]:
     yield f"  Model  {facts.model}"
     yield f"  Data   {facts.data_dir}"
     yield f"  Logs   {facts.log_dir}"
+    if facts.needs_key:
+        yield f"  Keys   every call carries one: {facts.command} keys create --scope generate"
+    else:
+        yield f"  Keys   none asked for: only this machine gets here ({facts.command} keys create changes that)"
     yield ""
     yield from _calls(facts)
     yield f"[bold]Train your own[/]  {facts.command} train FILE.jsonl --task NAME --watch"

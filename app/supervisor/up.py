@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from app.access import Directory, KeysUnavailable, is_made_key
 from app.settings import BUNDLED_MODEL, Settings
 from app.supervisor.address import AddressRefused, base_url, is_loopback, take_port
 from app.supervisor.banner import Facts, render
@@ -53,14 +55,15 @@ def run_up(settings: Settings, console: Console, *, verbose: bool = False, annou
     `announce` is called with the facts when all is ready, instead of a banner on `console`. Raises CannotStart.
     """
     began = time.monotonic()
-    _check_exposure(settings)
+    key = _key_of_run(settings)
+    _check_exposure(settings, key)
     _check_model(settings)
     lock = _take_data_dir(settings)
     try:
         port = take_port(settings.host, settings.port)
         settings = settings.model_copy(update={"port": port, "data_dir": settings.data_dir.absolute()})
         lock.describe(pid=os.getpid(), url=base_url(settings.host, port))
-        Up(settings, console, began, verbose=verbose, announce=announce).run()
+        Up(settings, console, began, key, verbose=verbose, announce=announce).run()
     except AddressRefused as error:
         raise CannotStart(str(error)) from None
     finally:
@@ -71,9 +74,16 @@ class Up:
     """One run of `chorus up`: embedded server (unless another is configured), API, worker."""
 
     def __init__(
-        self, settings: Settings, console: Console, began: float, *, verbose: bool, announce: Announce | None
+        self,
+        settings: Settings,
+        console: Console,
+        began: float,
+        key: str | None,
+        *,
+        verbose: bool,
+        announce: Announce | None,
     ) -> None:
-        self.settings = settings
+        self.settings, self._key = settings, key
         self.log_dir = settings.data_dir / "logs"
         self._console = console
         self._began = began
@@ -131,17 +141,27 @@ class Up:
             raise CannotStart(str(error), "use a Redis of your own: CHORUS_REDIS_URL=redis://host:6379/0") from None
 
     def _make_api(self) -> Child:
-        return self._make("api", "the API", "serve", ready=self._api_is_ready, stop_s=self.settings.drain_s)
+        key = {} if self._key is None else {"CHORUS_API_KEY": self._key}
+        return self._make("api", "the API", "serve", ready=self._api_is_ready, stop_s=self.settings.drain_s, more=key)
 
     def _make_worker(self) -> Child:
         return self._make("worker", "the worker", "worker", ready=None, stop_s=WORKER_STOP_S)
 
-    def _make(self, name: str, title: str, command: str, *, ready: Callable[[], bool] | None, stop_s: float) -> Child:
+    def _make(
+        self,
+        name: str,
+        title: str,
+        command: str,
+        *,
+        ready: Callable[[], bool] | None,
+        stop_s: float,
+        more: Mapping[str, str] | None = None,
+    ) -> Child:
         spec = ChildSpec(
             name=name,
             title=title,
             argv=(*chorus_command(), command),
-            env=environment_of(self.settings, CHORUS_REDIS_URL=self.redis_url, **self._own_server()),
+            env=environment_of(self.settings, CHORUS_REDIS_URL=self.redis_url, **self._own_server(), **(more or {})),
             ready=ready,
             ready_s=API_READY_S,
             stop_s=stop_s + STOP_MARGIN_S,
@@ -153,7 +173,7 @@ class Up:
         return {} if self._server is None else {"CHORUS_REPAIR": "true"}
 
     def _get(self, path: str) -> tuple[int, Any]:
-        return get(self.settings.host, self.settings.port, path, key=self.settings.api_key)
+        return get(self.settings.host, self.settings.port, path, key=self._key)
 
     def _api_is_ready(self) -> bool:
         return self._get("/readyz")[0] == 200
@@ -191,7 +211,7 @@ class Up:
             log_dir=self.log_dir,
             tasks=tasks,
             seconds=time.monotonic() - self._began,
-            needs_key=self.settings.api_key is not None,
+            needs_key=self._key is not None,
             command="chorus" if on_path else _short(_script() or Path("chorus")),
             path_hint=None if on_path else f'export PATH="{Path(sys.executable).parent}:$PATH"   (then: chorus --help)',
         )
@@ -233,11 +253,24 @@ def hide_password(url: str) -> str:
     return urlunsplit(parts._replace(netloc=user + parts.netloc.rpartition("@")[2]))
 
 
-def _check_exposure(settings: Settings) -> None:
-    if settings.api_key is None and not is_loopback(settings.host):
+def _key_of_run(settings: Settings) -> str | None:
+    """A key with which this run may ask its own API: the one that is set; a fresh one, which nobody else knows, where
+    keys were made; None where no key is asked for. Raises CannotStart."""
+    if settings.api_key is not None and not is_made_key(settings.api_key):
+        return settings.api_key
+    try:
+        directory = Directory.open(settings)
+    except KeysUnavailable as error:
+        raise CannotStart(str(error), "mend it, or name another with CHORUS_KEYS_FILE") from None
+    directory.close()
+    return secrets.token_urlsafe(32) if directory.has_keys else None
+
+
+def _check_exposure(settings: Settings, key: str | None) -> None:
+    if key is None and not is_loopback(settings.host):
         raise CannotStart(
             f"refusing to listen on {settings.host} without a key: anyone who reaches it could use and train",
-            "set CHORUS_API_KEY to 16 characters or more, or listen on --host 127.0.0.1",
+            "chorus keys create --scope admin, or set CHORUS_API_KEY (16 characters or more), or --host 127.0.0.1",
         )
 
 

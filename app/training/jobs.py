@@ -83,6 +83,12 @@ class JobStore:
         return self.get(job_id), created
 
     @reports_outage
+    def find_submitted(self, request: TrainRequest, idempotency_key: str) -> Job | None:
+        """The job that this key and body stand for, if there is one. Raises IdempotencyConflict."""
+        known = self._records.find_idempotent(_digest(idempotency_key), _digest(request.model_dump_json()))
+        return None if known is None else self.get(known)
+
+    @reports_outage
     def get(self, job_id: str) -> Job:
         """Raises JobNotFound."""
         job = self._records.get(job_id)

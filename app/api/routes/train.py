@@ -11,6 +11,8 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request, Response
 
+from app.api.auth.access import refused
+from app.api.auth.account import NOBODY, account
 from app.api.errors import detail_of
 from app.api.replies import reply
 from app.api.routes.tasks import Limit
@@ -38,8 +40,28 @@ async def train(body: TrainRequest, services: ServicesDep, request: Request) -> 
     key = request.headers.get("idempotency-key")
     if key is not None and not _KEY.match(key):
         raise InvalidRequest("an Idempotency-Key has 1 to 255 printable characters", param="idempotency-key")
-    job, _ = await to_thread.run_sync(partial(services.jobs.submit, body, idempotency_key=key))
+    job = await _submit(services, body, key)
+    current = account.get()
+    if current is not None:
+        current.facts.update(job=job.id, task=job.task)
     return reply(job, status=202, headers={"location": f"/v1/train/{job.id}"})
+
+
+async def _submit(services: Services, body: TrainRequest, key: str | None) -> Job:
+    """Within the caller's limits, which a repeated submission does not meet. Callers' idempotency keys are apart."""
+    current = account.get()
+    caller = current.caller if current is not None else NOBODY
+    key = key if key is None or not caller.id else f"{caller.id}:{key}"
+    async with services.access.limiter.place_for_job(caller) as place:
+        if place.refusal is not None:
+            known = None if key is None else await to_thread.run_sync(services.jobs.find_submitted, body, key)
+            if known is None:
+                raise refused(place.refusal)
+            return known
+        job, created = await to_thread.run_sync(partial(services.jobs.submit, body, idempotency_key=key))
+        if created:
+            place.keep(job.id)
+        return job
 
 
 @router.get("/v1/train", summary="List jobs, newest first", response_model=Page[Job])

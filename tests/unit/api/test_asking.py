@@ -86,7 +86,7 @@ async def test_time_left_when_there_is_none_is_the_deadline_error() -> None:
 
 async def test_parts_keep_the_order_and_a_part_refused_stands_in_the_place_of_each_of_its_rows() -> None:
     class Engine:
-        async def answer_together(self, asks: Sequence[Ask], *, timeout_s: float) -> list[Any]:
+        async def answer_together(self, asks: Sequence[Ask], *, timeout_s: float, tenant: str) -> list[Any]:
             if asks[0].prompt.version == 4:
                 raise Overloaded("full")
             return [Answer(str(ask.prompt.version), "stop", Usage(1, 1, 0)) for ask in asks]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.auth import open_access
 from app.api.body import EdgeLimits
 from app.api.drain import Drain
 from app.api.guard import Guard
@@ -34,7 +35,8 @@ class Call:
         self.drain = drain or Drain(1)
         settings = Settings(data_dir=tmp_path, max_body_bytes=1024, max_upload_bytes=2048)
         self.metrics = Metrics()
-        self.guard = Guard(app, settings=settings, drain=self.drain, metrics=self.metrics, limits=LIMITS)
+        access = open_access(settings)
+        self.guard = Guard(app, settings=settings, access=access, drain=self.drain, metrics=self.metrics, limits=LIMITS)
         self.sent: list[Message] = []
         self.stall = False
 
