@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import redis
 
 from app.access import Directory, KeyLimits, KeyRefused, Keyring, KeyStore, KeysUnavailable
 from app.access.file_store import FileKeys
+from app.access.keys import digest_of
 from app.access.pepper import Pepper
 from app.access.redis_store import RECORDS, RedisKeys
 
@@ -292,3 +294,26 @@ def test_setting_opens_everything_unless_it_has_the_form_of_a_made_key(
     again = formed.authenticate(made.secret)
     assert again is not None
     assert again.scopes == {"generate"}, "a client's key in the server's environment must not become more than it is"
+
+
+def test_work_is_the_same_for_every_key_that_opens_nothing(
+    ring: Keyring, store: KeyStore, directory: Directory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, expired, revoked = (ring.create(store, ["generate"], lifetime_s=n) for n in (600, 60, 600))
+    ring.rotate(known.record.id, overlap_s=1000)
+    ring.revoke(revoked.record.id)
+    directory.refresh()
+    clock.now += 60.5
+    calls: list[str] = []
+
+    def count(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        return lambda *given: (calls.append(name), real(*given))[1]
+
+    monkeypatch.setattr("app.access.directory.digest_of", count("hash", digest_of))
+    monkeypatch.setattr("app.access.directory.hmac.compare_digest", count("compare", hmac.compare_digest))
+    work = set()
+    for key in (expired.secret, revoked.secret, f"ck_{known.record.id}_{'0' * 64}", f"ck_{'0' * 12}_{'0' * 64}", "x"):
+        calls.clear()
+        assert directory.authenticate(key) is None
+        work.add(tuple(calls))
+    assert work == {("hash", "compare", "compare", "hash", "compare")}

@@ -225,7 +225,7 @@ def test_up_when_no_redis_answers_says_so_at_once(tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["--model", "/absent"], "--model bundled"),
-        (["--host", "0.0.0.0"], "CHORUS_API_KEY"),
+        (["--host", "0.0.0.0"], "chorus keys create"),
         (["--data-dir", "/proc/x"], "--data-dir"),
     ],
 )
@@ -234,6 +234,29 @@ def test_up_when_an_option_cannot_work_names_what_does(tmp_path: Path, options: 
     assert ended.returncode == 2
     assert words in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_up_beyond_this_machine_takes_a_made_key_and_asks_for_it(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    made = run("keys", "create", "--scope", "generate", "--data-dir", str(data_dir), "--json")
+    key = json.loads(made.stdout)
+    running = start(data_dir, "--host", "0.0.0.0")
+    try:
+        url = running.url
+        assert httpx.get(f"{url}/v1/tasks", timeout=60).status_code == 401
+        sent = {"authorization": f"Bearer {key['key']}"}
+        assert httpx.get(f"{url}/v1/tasks", headers=sent, timeout=60).status_code == 200
+        assert httpx.put(f"{url}/v1/tasks/x", json={"fields": ["text"]}, headers=sent, timeout=60).status_code == 403
+        assert len(running.facts["tasks"]) > 0, "the run asks its own API with a key that nobody else knows"
+        run("keys", "revoke", key["id"], "--data-dir", str(data_dir))
+        deadline = time.monotonic() + 5
+        while httpx.get(f"{url}/v1/tasks", headers=sent, timeout=60).status_code != 401:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        stop(running)
+    kept = b"".join(file.read_bytes() for file in data_dir.rglob("*") if file.is_file())
+    assert key["key"].rpartition("_")[2].encode() not in kept
 
 
 def test_up_whose_server_lost_its_files_brings_back_every_version(tmp_path: Path) -> None:
