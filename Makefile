@@ -5,10 +5,10 @@ TESTS ?= tests
 RUN := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check fix docs test-slow chaos test-gpu bench bench-gpu bench-peers starters pretrain env clean
+.PHONY: help setup serve test check fix docs test-slow chaos test-gpu bench bench-gpu bench-methods bench-peers starters pretrain env clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make .venv and install everything (CHORUS_TORCH=cuda for a GPU)
 	@scripts/setup.sh dev
@@ -37,8 +37,8 @@ docs: setup ## write docs/cli.md and docs/settings.md anew
 test-slow: setup ## the longer proofs
 	$(RUN) -m slow $(TESTS)
 
-chaos: setup ## kill processes at every step and count what is lost
-	$(RUN) -m chaos $(TESTS)
+chaos: setup ## carry out the fault matrix, kills included, and write docs/results/faults.md
+	$(RUN) -p tests.fault_matrix.matrix --faults docs/results/faults.md -m "not gpu" tests
 
 test-gpu: setup ## what only a GPU shows
 	$(RUN) -m gpu $(TESTS)
@@ -53,6 +53,10 @@ bench: setup ## measure: the engine beside its peers (ARGS for a part), training
 
 bench-gpu: setup ## on a GPU: beside `generate` and what the GPU can do at most (ARGS="--model NAME")
 	$(PY) -m benchmarks.gpu --write docs/results/gpu.md $(ARGS)
+
+bench-methods: setup ## every method beside fine-tuning on public sets from DATA=folder, some hours; goes on where it was
+	@test -n "$(DATA)" || { echo 'say where the data sets are: make bench-methods DATA=folder' >&2; exit 2; }
+	$(PY) -m benchmarks.methods --data "$(DATA)" $(ARGS)
 
 bench-peers: ## install vLLM for CPUs beside us, in .peers/vllm, for make bench to measure
 	@benchmarks/engine/setup_vllm.sh

@@ -119,5 +119,5 @@ def _measure(comparison: Comparison, one: Variation, seed: int, loaded: dict[str
         fitted = fit_prompt(setting, one.config, comparison.budget, times=one.times, seed=seed, sources=OtherTasks())
     except ChorusError as error:
         return {"left_out": error.message}
-    given = setting.answer(from_tensors(fitted.tensors), setting.encoder)
+    given = setting.answer(from_tensors(fitted.tensors), setting.dressed(parse_template(fitted.template)))
     return fitted.describe() | {"given": given}

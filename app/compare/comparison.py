@@ -91,7 +91,7 @@ class Comparison:
             return written.zero_shot(setting), 1
         if contestant.kind == "searched":
             self.look_at_clock()
-            fitted = search_words(setting, contestant.config)
+            fitted = timed(lambda: search_words(setting, contestant.config))
             return fitted, fitted.best_step
         draws = range(len(self.budget.grid))
         found = [written.few_shot(setting, self.budget.shots, seed=self.budget.seed + i) for i in draws]
@@ -99,7 +99,8 @@ class Comparison:
 
     def _learned(self, setting: Setting, contestant: Contestant) -> Record:
         point = self._best_point(setting, contestant)
-        given = setting.answer(from_tensors(self._kept(point)), setting.encoder)
+        encoder = setting.dressed(parse_template(point["template"]))
+        given = setting.answer(from_tensors(self._kept(point)), encoder)
         return point | {"given": given}
 
     def _best_point(self, setting: Setting, contestant: Contestant) -> Record:
@@ -120,7 +121,7 @@ class Comparison:
             return known
         self.look_at_clock()
         try:
-            fitted = self._fit(setting, contestant, times, seed)
+            fitted = timed(lambda: self._fit(setting, contestant, times, seed))
         except ChorusError as error:
             if error.code != "diverged":
                 raise
@@ -171,6 +172,7 @@ class Comparison:
         return first | {
             "dev": sum(one["dev"] for one in points) / len(points),
             "seconds": sum(one["seconds"] for one in points),
+            "cpu_seconds": sum(one["cpu_seconds"] for one in points),
             "trained": sum(one["trained"] for one in points),
             "stored_bytes": sum(one["stored_bytes"] for one in points),
             "tensors": [one["tensors"] for one in points],
@@ -199,6 +201,13 @@ class Comparison:
         """Raise TimeIsUp behind the deadline."""
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise TimeIsUp
+
+
+def timed(fit: Callable[[], Fitted]) -> Fitted:
+    """With the processor's seconds."""
+    began = time.process_time()
+    fitted = fit()
+    return replace(fitted, cpu_seconds=time.process_time() - began)
 
 
 def best_of(points: Sequence[Record]) -> Record:

@@ -36,7 +36,7 @@ _KNOWN: tuple[Contestant, ...] = (
     Contestant("zero_shot", "zero-shot", "written"),
     Contestant("few_shot", "hand-written, examples in the context", "written"),
     Contestant(BASE, "prompt tuning", "learned", {"type": "prompt_tuning", "reparametrization": "none"}),
-    Contestant("full", "full fine-tuning", "weights", rate=2e-4),
+    Contestant("full", "full fine-tuning", "weights", rate=3e-4),
     Contestant("residual", "residual prompt tuning", "learned", {"type": "residual"}),
     Contestant("prefix_tuning", "prefix tuning", "learned", {"type": "prefix_tuning"}),
     Contestant("lora", "LoRA, rank 8, all linear layers", "weights", rate=1e-3),

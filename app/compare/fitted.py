@@ -14,7 +14,8 @@ from app.training.runs import Judgement
 @dataclass(frozen=True)
 class Fitted:
     """`judgement` on the dev rows; `seconds` of training, its dev evaluations included. `tensors` are what one task
-    must store beside `template`, its words; `trained` counts the numbers that gradients moved."""
+    must store beside `template`, its words; `trained` counts the numbers that gradients moved. `cpu_seconds` are those
+    of the processor, rows encoded too: what a busy machine does not change."""
 
     judgement: Judgement
     seconds: float
@@ -23,6 +24,7 @@ class Fitted:
     trained: int = 0
     best_step: int = 0
     rates: Mapping[str, float] = field(default_factory=dict)
+    cpu_seconds: float = 0.0
 
     @property
     def stored_bytes(self) -> int:
@@ -36,6 +38,7 @@ class Fitted:
             "dev_loss": judged.loss,
             "lower_is_better": judged.lower_is_better,
             "seconds": round(self.seconds, 3),
+            "cpu_seconds": round(self.cpu_seconds, 3),
             "template": self.template,
             "trained": self.trained,
             "stored_bytes": self.stored_bytes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -76,10 +76,12 @@ def fit_prompt(
     """
     method = METHODS[config["type"]]
     assert isinstance(method, LearnedMethod)
-    encoder, backbone = setting.encoder, setting.backbone
-    asked = method.check(method.config.model_validate(dict(config)), Asked(encoder.template, backbone, sources))
+    template, backbone = setting.task.template, setting.backbone
+    asked = method.check(method.config.model_validate(dict(config)), Asked(template, backbone, sources))
+    encoder = setting.dressed(method.wording(asked, template, backbone.family))
+    encoder = replace(encoder, max_tokens=encoder.max_tokens - method.decoder_tokens(asked, template, backbone.family))
     encoded = [encoder.encode(example) for example in setting.task.train]
-    schedule = budget.schedule(rows=len(encoded), num_virtual_tokens=encoder.template.num_virtual_tokens, seed=seed)
+    schedule = budget.schedule(rows=len(encoded), num_virtual_tokens=template.num_virtual_tokens, seed=seed)
     silent: Any = Silent()
     around = gather(asked, schedule, backbone, encoded, encoder.verbalizer, sources=sources, stop=silent.stop_requested)
     learner = Scaled(method.begin(method.settle(asked, around), around), times)

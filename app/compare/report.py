@@ -13,6 +13,10 @@ from app.compare.scores import compare, credits, describe_gain, mean_of_members,
 from app.training.metrics import RESAMPLES
 
 Record = dict[str, Any]
+COSTS = (
+    *("dev", "seconds", "cpu_seconds", "grid_seconds", "trained", "stored_bytes"),
+    *("best_step", "times", "rates", "requests_s"),
+)
 
 
 def document(cells: Cells) -> Record:
@@ -50,9 +54,7 @@ def _contestant(task: Record, result: Record) -> Record:
     if "left_out" in result:
         return {"left_out": result["left_out"]}
     scores = score(task["metric"], task["references"], result["given"])
-    costs = _pick(
-        result, "dev", "seconds", "grid_seconds", "trained", "stored_bytes", "best_step", "times", "rates", "requests_s"
-    )
+    costs = _pick(result, *COSTS)
     return {"test": {name: of.describe() for name, of in scores.items()}} | costs
 
 

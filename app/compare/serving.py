@@ -16,7 +16,7 @@ from app.engine import Engine, EngineConfig, Request, RowRequest, Sampling
 from app.errors import EngineFailure
 from app.training.examples import Encoder
 
-ROWS, REQUESTS, ROUNDS = 32, 64, 3
+ROWS, REQUESTS, ROUNDS = 32, 64, 5
 """Rows in flight, requests of each task, and rounds behind a first one; the fastest round counts."""
 
 _NEVER = 1e12  # a deadline

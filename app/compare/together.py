@@ -45,5 +45,4 @@ def _asks(
         tensors = comparison.cells.tensors(tuple(file.split("--")))
         learned = from_tensors(tensors or {})
         prompts.append(None if learned is None else (file, learned))
-    encoder = setting.encoder if prompts else setting.dressed(parse_template(record["template"]))
-    return asks_of(setting, encoder, prompts or [None])
+    return asks_of(setting, setting.dressed(parse_template(record["template"])), prompts or [None])

@@ -59,6 +59,7 @@ def make(tmp_path: Path) -> Callable[..., Comparison]:
     def made(*methods: str, tasks: Any = None, budget: Budget = BUDGET, **options: Any) -> Comparison:
         cells = Cells(tmp_path / "out", {"model": "llama", "fingerprint": "f" * 64, "budget": budget.describe()})
         of = tasks or [mood_task()]
-        return Comparison(fresh, of, choose(methods or None), budget, cells, lambda _: None, **options)
+        load = options.pop("load", fresh)
+        return Comparison(load, of, choose(methods or None), budget, cells, lambda _: None, **options)
 
     return made

@@ -23,6 +23,7 @@ from app.compare.tasks import Limits, TaskFiles
 from app.compare.together import serve
 from app.errors import Conflict, InvalidRequest
 from app.training.methods import METHODS
+from tests.architectures import build_backbone
 from tests.training_data import mood_rows
 from tests.unit.compare.conftest import BUDGET, fresh, mood_task
 
@@ -152,6 +153,17 @@ def test_contestant_that_cannot_run_is_left_out_with_the_reason(make: Callable[.
     assert "very beginning" in found["prefix_tuning"]["left_out"]
 
 
+def test_encoder_decoder_is_compared_by_what_it_can_learn(make: Callable[..., Comparison]) -> None:
+    comparison = make(
+        "zero_shot", "few_shot", "prompt_tuning", "prefix_tuning", "full", load=lambda: build_backbone("t5")
+    )
+    comparison.run()
+    serve(comparison)
+    found = document(comparison.cells)["tasks"]["mood"]["contestants"]
+    assert {name for name, one in found.items() if "test" in one} == {"zero_shot", "prompt_tuning", "prefix_tuning"}
+    assert found["prefix_tuning"]["requests_s"] > 0
+
+
 def test_spot_begins_as_the_other_tasks_prompt(make: Callable[..., Comparison]) -> None:
     comparison = make("prompt_tuning", "spot", tasks=[mood_task("one"), mood_task("two", count=40)])
     comparison.run()
@@ -220,6 +232,7 @@ def test_command_from_files_to_page_and_back(tmp_path: Path) -> None:
     assert list(contestants) == ["majority", "prompt_tuning", "full"]
     assert contestants["full"]["trained"] > 100 * contestants["prompt_tuning"]["trained"]
     assert contestants["prompt_tuning"]["requests_s"] > 0
+    assert contestants["full"]["cpu_seconds"] > 0
     assert "| full fine-tuning |" in page
     assert "beside full fine-tuning:" in page
     assert "a grid of 2 learning rates (0.5, 2 times its own)" in page

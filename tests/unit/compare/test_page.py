@@ -21,7 +21,14 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def record(dev: float, right: int, **more: Any) -> dict[str, Any]:
     given = ["a"] * right + ["b"] * (10 - right)
-    base = {"lower_is_better": False, "dev_loss": 0.5, "seconds": 2.0, "trained": 60, "stored_bytes": 250}
+    base = {
+        "lower_is_better": False,
+        "dev_loss": 0.5,
+        "seconds": 2.0,
+        "cpu_seconds": 1.5,
+        "trained": 60,
+        "stored_bytes": 250,
+    }
     return {"given": given, "dev": dev, "best_step": 3, "times": 1.0, **base, **more}
 
 
@@ -78,6 +85,7 @@ def test_page_has_a_row_for_each_and_says_who_is_left_out(cells: Cells) -> None:
     assert "Left out: LoRA, rank 8, all linear layers: no PEFT." in text
     assert "| prompt tuning | 0.700 (" in text
     assert "| 400 |" in text
+    assert "| 1 | 60 | 250 | 2.0 | 1.5 | 100 |" in text
     assert "| 20 | 0.700 (0.600, 0.800) |" in text
     assert "![a picture](x/y.svg)" in text
 

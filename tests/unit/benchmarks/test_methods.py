@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from app.compare.cells import Cells
+from benchmarks.methods import BUDGET, LABELLED, joined, parts, write
+
+
+def cells_of(folder: Path, name: str, budget: dict[str, Any]) -> None:
+    made = Cells(folder, {"model": "tiny", "fingerprint": "f" * 64, "budget": budget})
+    rows = {"train": 5, "dev": 4, "test": 8}
+    told = {"template": "<prompt:20>{text}", "words": None, "metric": "accuracy", "dropped": 0, "notes": []}
+    made.put("task", (name,), digest=name, rows=rows, references=[["a"]] * 8, **told)
+    costs = {
+        "dev": 0.7,
+        "dev_loss": 0.5,
+        "lower_is_better": False,
+        "seconds": 2.0,
+        "trained": 60,
+        "stored_bytes": 99,
+        "times": 3.0,
+    }
+    made.put("result", (name, "full"), given=["a"] * 6 + ["b"] * 2, **costs)
+
+
+def test_parts_are_the_labelled_sets_together_and_the_text_alone(tmp_path: Path) -> None:
+    labels, text = parts(tmp_path, tmp_path / "w", "bundled")
+    assert [files.name for files in labels.wanted.files] == list(LABELLED)
+    assert labels.wanted.methods is None
+    assert labels.wanted.budget == text.wanted.budget
+    assert all(
+        files.template and "<prompt:20>" in files.template for files in (*labels.wanted.files, text.wanted.files[0])
+    )
+    (alone,) = parts(tmp_path, tmp_path / "w", "bundled", ["trec"])
+    assert alone.wanted.out == tmp_path / "w" / "trec"
+
+
+def test_page_joins_what_is_there_and_leaves_no_old_picture(tmp_path: Path) -> None:
+    cells_of(tmp_path / "labels", "sst2", BUDGET.describe())
+    cells_of(tmp_path / "e2e", "e2e", BUDGET.describe())
+    out = tmp_path / "results"
+    (out / "methods").mkdir(parents=True)
+    (out / "methods" / "old.svg").write_text("<svg/>")
+    write([tmp_path / "labels", tmp_path / "e2e", tmp_path / "not-begun"], out)
+    page = (out / "methods.md").read_text(encoding="utf-8")
+    assert page.index("## sst2") < page.index("## e2e")
+    assert "| full fine-tuning | 0.700 | 0.750 (" in page
+    assert "- qqp:" not in page
+    assert "- sst2: the rate chosen lies at the grid's edge for full fine-tuning" in page
+    pictures = {file.name for file in (out / "methods").iterdir()}
+    assert pictures == {f"{name}{kind}.svg" for name in ("sst2", "e2e") for kind in ("", "-bytes")}
+    for file in pictures:
+        ElementTree.parse(out / "methods" / file)
+        assert f"(methods/{file})" in page
+    assert set(json.loads((out / "methods.json").read_text())["tasks"]) == {"sst2", "e2e"}
+
+
+def test_parts_of_other_budgets_are_not_joined() -> None:
+    with pytest.raises(SystemExit, match="different models or budgets"):
+        joined([{"about": {"steps": 1}}, {"about": {"steps": 2}}])
