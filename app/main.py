@@ -140,6 +140,7 @@ async def _start(
         admit=engine.admit,
         host_cache_bytes=settings.host_prompt_cache_mb << 20,
         preload=settings.preload_refs,
+        scrub_s=settings.scrub_s,
         metrics=metrics,
     )
     await registry.start()

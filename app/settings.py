@@ -83,6 +83,7 @@ class Settings(BaseSettings):
 
     # registry
     reconcile_s: float = Field(5.0, gt=0, description="How often a replica compares its epoch with the registry's.")
+    scrub_s: float = Field(3600.0, ge=0, description="How often each blob is read again and verified; 0: never.")
     repair: bool = Field(
         False, description="At start, make Redis and the record files agree; `chorus up` does so for its own server."
     )

@@ -22,6 +22,7 @@ from app.registry.cache import PromptCache, Refusal
 from app.registry.follower import Follower
 from app.registry.recency import load_recent, save_recent
 from app.registry.resolved import Resolved, mode_of, weights_of
+from app.registry.scrubber import Scrubber
 from app.registry.targets import check_target, knows
 from app.registry.warming import Warmer
 from app.telemetry import Metrics
@@ -47,9 +48,11 @@ class Registry:
         admit: Callable[[LoadedPrompt], Awaitable[None]],
         host_cache_bytes: int = _HOST_BYTES,
         preload: Sequence[str] = (),
+        scrub_s: float = 0.0,
         metrics: Metrics | None = None,
     ) -> None:
-        """`host_cache_bytes` bounds the loaded prompts; `preload` names those to load before `start` returns."""
+        """`host_cache_bytes` bounds the loaded prompts; `preload` names those to load before `start` returns;
+        every blob is verified once in `scrub_s` seconds, 0 never."""
         self._store = store
         self._backbone = backbone
         self._admit = admit
@@ -62,6 +65,7 @@ class Registry:
             metrics=metrics if metrics is not None else Metrics(),
         )
         self._warmer = Warmer(self._cache, lambda: self.snapshot, preload=preload)
+        self._scrubber = Scrubber(store, lambda: self.snapshot.versions, every_s=scrub_s)
         self._recent = manifest.with_name("recent.json")
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -69,9 +73,11 @@ class Registry:
         """Know what there is and load the preload list. Works without the store if a manifest was saved."""
         self._loop = asyncio.get_running_loop()
         await self._in_thread(self._follower.start)
+        self._scrubber.start()
         await self._warmer.start(await self._in_thread(partial(load_recent, self._recent)))
 
     async def stop(self) -> None:
+        await self._in_thread(self._scrubber.stop)
         await self._in_thread(self._follower.stop)
         await self._warmer.stop()
         await self._in_thread(partial(save_recent, self._recent, self._cache.by_use()))
@@ -115,6 +121,7 @@ class Registry:
             "prompts_loaded_bytes": self._cache.size_bytes,
             "prompts_evicted_total": self._cache.evictions,
             "prompts_refused": len(self._cache.refusals),
+            **self._scrubber.readings(),
         }
 
     # answering

@@ -135,7 +135,9 @@ def assert_resumed(site: Installation, job_id: str) -> None:
         made = max(made, event.data["step"])
 
 
-def test_worker_killed_three_times_loses_nothing_and_publishes_once(site: Installation) -> None:
+def test_worker_killed_three_times_loses_nothing_and_publishes_once(
+    site: Installation, record_property: Callable[[str, object], None]
+) -> None:
     job_id = site.submit(steps=40)
     moments: list[Callable[[Job], bool]] = [
         at_step(10),
@@ -153,6 +155,7 @@ def test_worker_killed_three_times_loses_nothing_and_publishes_once(site: Instal
     assert_one_version(site, job)
     assert_resumed(site, job_id)
     assert list((site.folder / "jobs").iterdir()) == []
+    record_property("tries", len(moments))
 
 
 def test_worker_asked_to_stop_saves_its_place_and_the_next_goes_on(site: Installation) -> None:
@@ -220,28 +223,38 @@ def test_frozen_worker_that_comes_back_is_fenced(site: Installation) -> None:
     assert frozen.poll() is None
 
 
+JOBS_A_STATE, KILLS_A_JOB = 6, 4  # one more loss without a newer checkpoint would end the job
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize("state", ["queued", "running", "evaluating", "publishing"])
-def test_worker_killed_four_times_in_one_state_publishes_once(site: Installation, state: str) -> None:
-    """With the test below, 20 kills over all states."""
-    job_id = site.submit(steps=200 if state == "running" else 12)
-    for kills in range(4):
-        worker = site.start_worker(pause_s=0.4)
-        if state == "queued":
-            time.sleep(0.1 * kills)
-        elif state == "running":
-            site.wait(job_id, at_step(20 * (kills + 1)))
-        else:
-            site.wait(job_id, lambda job: job.status == state)
-        kill(worker)
-    site.start_worker()
-    job = site.wait_for_end(job_id)
-    assert_one_version(site, job)
-    assert_resumed(site, job_id)
+def test_worker_killed_many_times_in_one_state_publishes_once(
+    site: Installation, state: str, record_property: Callable[[str, object], None]
+) -> None:
+    """With the tests around, more than 100 kills over all states."""
+    for turn in range(JOBS_A_STATE):
+        job_id = site.submit(steps=200 if state == "running" else 12, task=f"mood-{turn}")
+        for kills in range(KILLS_A_JOB):
+            worker = site.start_worker(pause_s=0.4)
+            if state == "queued":
+                time.sleep(0.1 * kills)
+            elif state == "running":
+                site.wait(job_id, at_step(20 * (kills + 1)))
+            else:
+                site.wait(job_id, lambda job: job.status == state)
+            kill(worker)
+        last = site.start_worker()
+        job = site.wait_for_end(job_id)
+        assert_one_version(site, job)
+        assert_resumed(site, job_id)
+        kill(last)
+    record_property("tries", JOBS_A_STATE * KILLS_A_JOB)
 
 
 @pytest.mark.chaos
-def test_worker_killed_between_commit_and_word_publishes_once(site: Installation) -> None:
+def test_worker_killed_between_commit_and_word_publishes_once(
+    site: Installation, record_property: Callable[[str, object], None]
+) -> None:
     jobs = [site.submit(task=f"mood-{n}") for n in range(4)]
     for job_id in jobs:
         worker = site.start_worker(pause_s=0.4)
@@ -251,3 +264,4 @@ def test_worker_killed_between_commit_and_word_publishes_once(site: Installation
     site.start_worker()
     for job_id in jobs:
         assert_one_version(site, site.wait_for_end(job_id))
+    record_property("tries", len(jobs))

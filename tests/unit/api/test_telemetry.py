@@ -70,6 +70,7 @@ def test_every_metric_is_documented_and_every_documented_metric_exists() -> None
     registry = {"registry_epoch", "registry_degraded", "registry_tasks", "registry_versions"}
     registry |= {"registry_full_reads_total", "prompts_loaded", "prompts_refused"}
     registry |= {"prompts_loaded_bytes", "prompts_evicted_total"}
+    registry |= {"registry_blobs_scrubbed_total", "registry_blobs_damaged"}
     metrics.observe("registry", lambda: dict.fromkeys(sorted(registry), 0.0))
     exported = {family.name + ("_total" if family.type == "counter" else "") for family in metrics.registry.collect()}
     rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| `chorus_")]
