@@ -243,6 +243,7 @@ def _backbone_config(settings: Settings) -> BackboneConfig:
         revision=settings.model_revision,
         dtype=settings.dtype,
         device=settings.device,
+        device_map=settings.device_map,
         cache=settings.data_dir / "backbones",
         serving=True,
     )

@@ -23,7 +23,7 @@ from app.backbone.forward import Forward
 from app.backbone.kv import KVShape
 from app.backbone.openmp import give_team_back
 from app.backbone.packed_runner import PackedRunner
-from app.backbone.placement import choose_device, choose_dtype
+from app.backbone.placement import check_map, choose_device, choose_dtype
 from app.backbone.probe import ProbeResult, probe, probeable_context
 from app.backbone.reference import ReferenceRunner
 from app.backbone.runner import FastRunner, Runner
@@ -39,12 +39,14 @@ _DEFAULT_CONTEXT = 2048  # for models whose configuration names no length (ALiBi
 @dataclass(frozen=True)
 class BackboneConfig:
     """What to load and how. `cache`: folder for fingerprints and pinned hub revisions; None keeps nothing.
+    `device_map`: over several GPUs, as transformers lays it out; then `device` does not count.
     `serving`: it will only answer, never train, and need not keep its weights in two forms."""
 
     source: str = BUNDLED
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
+    device_map: str = "none"
     cache: Path | None = None
     serving: bool = False
 
@@ -184,6 +186,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         trust_remote_code=False,
         low_cpu_mem_usage=True,
         output_loading_info=True,
+        **({} if config.device_map == "none" else {"device_map": config.device_map}),
     )
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])[0]
@@ -196,7 +199,11 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         reading=_reading(family, model, backbone_tokenizer),
         cache=config.cache,
     )
-    backbone = wrap_model(model.to(device), backbone_tokenizer, name=name, identity=identity)
+    if config.device_map == "none":
+        model = model.to(device)
+    else:
+        check_map(getattr(model, "hf_device_map", {}))
+    backbone = wrap_model(model, backbone_tokenizer, name=name, identity=identity)
     return backbone.for_serving() if config.serving else backbone
 
 

@@ -78,8 +78,10 @@ class Forward:
             logits = self._logits(arguments, reads)
             return logits[pick, tokens] - logits.logsumexp(-1)[pick]
         hidden = self.model.base_model(**arguments).last_hidden_state  # [B, T, H]
-        picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, reads)
-        return token_log_probs(picked, head.weight, head.bias, pick, tokens)
+        device = head.weight.device  # where the model lies on several, the head's own
+        picked = hidden.reshape(-1, hidden.shape[-1]).to(device).index_select(0, reads.to(device))
+        found = token_log_probs(picked, head.weight, head.bias, pick.to(device), tokens.to(device))
+        return found.to(reads.device)
 
     def fill(self, embeds: Tensor, layout: Layout, cache: Cache) -> None:
         """Have `cache` told of every layer's keys and values of rows that begin with nothing given."""
@@ -144,7 +146,10 @@ class Forward:
     def _logits(self, arguments: dict[str, Any], reads: Tensor) -> Tensor:
         if self.head_apart:
             hidden = self.model.base_model(**arguments).last_hidden_state  # [B, T, H]
-            picked = hidden.reshape(-1, hidden.shape[-1])[reads]
-            return self.model.get_output_embeddings()(picked).float()
+            head = self.model.get_output_embeddings()
+            device = head.weight.device  # where the model lies on several, the head's own
+            picked = hidden.reshape(-1, hidden.shape[-1]).to(device)[reads.to(device)]
+            found: Tensor = head(picked).float().to(reads.device)
+            return found
         logits = self.model(**arguments).logits  # [B, T, V]
-        return logits.reshape(-1, logits.shape[-1])[reads].float()
+        return logits.to(reads.device).reshape(-1, logits.shape[-1])[reads].float()

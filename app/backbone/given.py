@@ -34,7 +34,8 @@ class _GivenLayer(CacheLayerMixin):
         """[B, G, W + T, D] twice; what is kept stays as it was given."""
         assert self.keys is not None
         assert self.values is not None
-        return torch.cat((self.keys, key_states), 2), torch.cat((self.values, value_states), 2)
+        device = key_states.device  # a model may lie on several
+        return torch.cat((self.keys.to(device), key_states), 2), torch.cat((self.values.to(device), value_states), 2)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0

@@ -86,7 +86,7 @@ class _SlotLayer(CacheLayerMixin):
         assert self.values is not None
         window = self.window
         rows = slice(window.start, window.start + key_states.shape[0])
-        place = window.target[:, None, :, None]
+        place = window.target.to(key_states.device)[:, None, :, None]  # a model may lie on several devices
         self.keys[rows].scatter_(2, place.expand_as(key_states), key_states)
         self.values[rows].scatter_(2, place.expand_as(value_states), value_states)
         return self.keys[rows, :, : window.keys], self.values[rows, :, : window.keys]
@@ -121,8 +121,8 @@ class SlotCache(Cache):
         for layer, (keys, values) in zip(self.layers, prefix.layers, strict=True):
             if not layer.is_initialized:
                 layer.lazy_initialization(keys[None], values[None])
-            layer.keys[index, :, : prefix.length] = keys
-            layer.values[index, :, : prefix.length] = values
+            layer.keys[index, :, : prefix.length] = keys.to(layer.keys.device)
+            layer.values[index, :, : prefix.length] = values.to(layer.keys.device)
 
     @property
     def shape(self) -> KVShape | None:
@@ -132,8 +132,9 @@ class SlotCache(Cache):
 
     def read_prefix(self, slot: int, length: int) -> PrefixKV:
         """A copy of a slot's first `length` keys and values."""
-        keys = torch.stack([layer.keys[slot, :, :length] for layer in self.layers])
-        values = torch.stack([layer.values[slot, :, :length] for layer in self.layers])
+        device = self.layers[0].keys.device
+        keys = torch.stack([layer.keys[slot, :, :length].to(device) for layer in self.layers])
+        values = torch.stack([layer.values[slot, :, :length].to(device) for layer in self.layers])
         return PrefixKV(torch.stack((keys, values)))
 
     def move(self, source: int, target: int, length: int) -> None:

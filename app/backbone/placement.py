@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +27,39 @@ def choose_device(wanted: str) -> torch.device:
             "device `cuda` was asked for, but torch sees no GPU; use CHORUS_DEVICE=cpu", param="device"
         )
     return device
+
+
+def device_of(wanted: str, rank: int, processes: int) -> torch.device:
+    """The device of one of several processes: GPUs side by side from the wanted one on, or the CPU for all.
+
+    Raises UnsupportedBackbone where there are fewer GPUs than processes.
+    """
+    first = choose_device(wanted)
+    if first.type != "cuda" or processes == 1:
+        return first
+    index = (first.index or 0) + rank
+    if (first.index or 0) + processes > torch.cuda.device_count():
+        raise UnsupportedBackbone(
+            f"{processes} processes want a GPU each from {first} on, and torch sees {torch.cuda.device_count()}",
+            param="train_processes",
+        )
+    return torch.device("cuda", index)
+
+
+def check_map(places: Mapping[str, Any]) -> None:
+    """Raise UnsupportedBackbone for a model that lies on a disk, or on a CPU beside GPUs: it does not fit."""
+    found = {str(place) for place in places.values()}
+    if "disk" in found or ("cpu" in found and len(found) > 1):
+        raise UnsupportedBackbone(
+            "the GPUs' memory does not hold this model, even side by side; nothing is served from a disk or from main "
+            "memory beside GPUs",
+            param="device_map",
+        )
+
+
+def spread(model: Any) -> bool:
+    """Whether a model lies on several devices."""
+    return len({str(place) for place in getattr(model, "hf_device_map", {}).values()}) > 1
 
 
 def choose_dtype(wanted: str, device: torch.device, *, parameters: int) -> torch.dtype:

@@ -21,6 +21,7 @@ from app.backbone.decoder import Decoder, has_room, is_llama_shaped
 from app.backbone.forward import Forward, MaskStyle
 from app.backbone.kv import KVShape
 from app.backbone.packed_runner import PackedRunner
+from app.backbone.placement import spread
 from app.backbone.reference import ReferenceRunner, plain_logits
 from app.backbone.rows import Row
 from app.backbone.runner import FastRunner, PrefillItem, Runner
@@ -138,7 +139,7 @@ def _decoder(
     model: Any, cases: list[_Case], wanted: list[list[Tensor]], places: int, tolerance: float
 ) -> Decoder | None:
     """Our own form of the model if it is one that we know, runs and agrees."""
-    if not is_llama_shaped(model):
+    if spread(model) or not is_llama_shaped(model):
         return None
     if not has_room(model):
         log.warning("too little memory to lay the weights out anew: serving without the packed form")

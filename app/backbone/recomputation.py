@@ -35,6 +35,10 @@ def recompute_layers(model: nn.Module, on: bool) -> int:
     return len(layers)
 
 
+def are_recomputed(model: nn.Module) -> bool:
+    return any(isinstance(layer.forward, _Again) for layer in repeated_layers(model))
+
+
 class _Again:
     """A layer's forward, run once more when its gradient is wanted."""
 

@@ -65,8 +65,9 @@ def _compute(backbone: Backbone, rows: Sequence[Row], vectors: Sequence[Tensor])
     assert backbone.kv_shape is not None
     kept = _Kept(backbone.kv_shape.layers)
     backbone.forward.fill(embed(layout, backbone.embedding, table), layout, kept)
-    keys = torch.stack([layer.keys for layer in kept.layers])  # [L, M, G, P, D]
-    values = torch.stack([layer.values for layer in kept.layers])
+    device = backbone.device  # a model may lie on several
+    keys = torch.stack([layer.keys.to(device) for layer in kept.layers])  # [L, M, G, P, D]
+    values = torch.stack([layer.values.to(device) for layer in kept.layers])
     both = torch.stack((keys, values))
     return [PrefixKV(both[:, :, i, :, : row.total]) for i, row in enumerate(rows)]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from app.backbone import Backbone
 from app.training.checkpoints import Checkpoints
-from app.training.gradients import Lesson, accumulate
+from app.training.gradients import Fill, Lesson, accumulate
 from app.training.memory import Budget
 from app.training.runs import Interrupted, Run, under
 
@@ -49,6 +49,7 @@ class CoTrainer:
         checkpoint_s: float,
         prune: Prune | None = None,
         budget: Budget | None = None,
+        fill: Fill | None = None,
     ) -> None:
         self.runs = runs
         self._backbone = backbone
@@ -56,6 +57,7 @@ class CoTrainer:
         self._checkpoints = checkpoints
         self._checkpoint_s = checkpoint_s
         self._prune = prune
+        self._fill = fill
         self._budget = Budget(MICRO_TOKENS) if budget is None else budget
 
     def run(self) -> None:
@@ -92,7 +94,7 @@ class CoTrainer:
                 lessons = [
                     Lesson(run.prompt(), rows, run.verbalizer) for run, rows in zip(active, batches, strict=True)
                 ]
-                losses = accumulate(self._backbone, lessons, tokens=self._budget.tokens)
+                losses = accumulate(self._backbone, lessons, tokens=self._budget.tokens, fill=self._fill)
                 break
             except torch.OutOfMemoryError:
                 for run in active:

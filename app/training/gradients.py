@@ -8,8 +8,8 @@ gradients of the parts, and passes them on at the end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -53,18 +53,33 @@ class _Asked:
     length: int
 
 
-def accumulate(backbone: Backbone, lessons: Sequence[Lesson], *, tokens: int) -> list[float]:
+Fill = Callable[[Backbone, Sequence[Lesson], Sequence[int], int], Tensor]
+"""What computes a step's gradients: `fill_gradients`, or several processes together (parallel.py)."""
+
+
+def accumulate(backbone: Backbone, lessons: Sequence[Lesson], *, tokens: int, fill: Fill | None = None) -> list[float]:
     """Add the gradient of each lesson's mean loss to its prompt's parameters; return those losses.
 
     `tokens` of one forward at most, padding included, and at least one row.
     """
-    leaves = [map_parts(lesson.prompt, _leaf) for lesson in lessons]
+    cut = [replace(lesson, prompt=map_parts(lesson.prompt, _leaf)) for lesson in lessons]
+    terms = [count_terms(lesson.rows) for lesson in lessons]
+    losses = (fill or fill_gradients)(backbone, cut, terms, tokens)
+    for lesson, of in zip(lessons, cut, strict=True):
+        _pass_on(list(parts_of(lesson.prompt)), list(parts_of(of.prompt)))
+    found: list[float] = losses.tolist()
+    return found
+
+
+def fill_gradients(backbone: Backbone, lessons: Sequence[Lesson], terms: Sequence[int], tokens: int) -> Tensor:
+    """Put the gradient of each lesson's summed loss divided by its `terms` into its prompt's tensors, which are leaves;
+    those losses [n]."""
+    leaves = [lesson.prompt for lesson in lessons]
     owners = [i for i, lesson in enumerate(lessons) for _ in lesson.rows]
     rows = [row for lesson in lessons for row in lesson.rows]
     whole = share_prefixes(backbone, [one.row for one in rows], [leaves[i] for i in owners])
     shared = SharedPrefixes({key: PrefixKV(_leaf(kv.data.float())) for key, kv in whole.found.items()}, whole.vectors)
     asked = [_Asked(i, row, _own_length(row, shared, leaves[i])) for i, row in zip(owners, rows, strict=True)]
-    terms = [count_terms(lesson.rows) for lesson in lessons]
     totals = [torch.zeros((), device=backbone.device) for _ in lessons]
     for part in in_parts(asked, tokens, waste=WASTE.get(backbone.device.type, WASTE_ELSEWHERE)):
         losses = _losses(backbone, lessons, leaves, part, shared)
@@ -72,10 +87,7 @@ def accumulate(backbone: Backbone, lessons: Sequence[Lesson], *, tokens: int) ->
         for i, loss in losses.items():
             totals[i] += loss.detach() / terms[i]
     _pass_on([kv.data for kv in whole.found.values()], [kv.data for kv in shared.found.values()])
-    for lesson, leaf in zip(lessons, leaves, strict=True):
-        _pass_on(list(parts_of(lesson.prompt)), list(parts_of(leaf)))
-    found: list[float] = torch.stack(totals).tolist()
-    return found
+    return torch.stack(totals)
 
 
 def _losses(

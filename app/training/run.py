@@ -6,24 +6,27 @@ Exit codes: 0 the job has ended, or is another's; 75 (EX_TEMPFAIL) stopped with 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from app.backbone import BackboneConfig, load_backbone
-from app.backbone.training_form import prepare_for_training
+from app.backbone.placement import device_of
 from app.errors import ChorusError, InvalidDataset
 from app.settings import Settings
 from app.telemetry import configure_logging
 from app.training.connection import connect
 from app.training.datasets import DatasetStore
+from app.training.follow import Followers
 from app.training.job import JobError
+from app.training.loading import load_for_training
+from app.training.parallel import Leader, join
 from app.training.process import die_with_parent, watch_for_end
 from app.training.records import JobRecords
 from app.training.session import Context, Lost, Session
@@ -62,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(settings: Settings, records: JobRecords, job_id: str, attempt: int, stop: threading.Event) -> int:
     """One attempt, and the job's end if it has one. Returns the exit code."""
     try:
-        Session(_context(settings, records, stop), job_id, attempt).run()
+        with _together(settings) as leader:
+            Session(_context(settings, records, stop, leader), job_id, attempt).run()
     except Interrupted:
         return STOPPED
     except (Lost, Fenced) as lost:
@@ -95,29 +99,47 @@ def _fail(records: JobRecords, job_id: str, attempt: int, error: JobError) -> in
     return ENDED
 
 
-def _context(settings: Settings, records: JobRecords, stop: threading.Event) -> Context:
-    torch.set_num_threads(trainer_threads(settings))
+@contextlib.contextmanager
+def _together(settings: Settings) -> Iterator[Callable[[], Leader] | None]:
+    """Start the other processes of a job that has several; what is given meets them and leads. They end with it."""
+    if settings.train_processes == 1:
+        yield None
+        return
+    followers = Followers(settings)
+    leaders: list[Leader] = []
+
+    def lead() -> Leader:
+        join(0, followers.processes, followers.port)
+        leaders.append(Leader())
+        return leaders[-1]
+
+    try:
+        yield lead
+    finally:
+        followers.release()
+        for leader in leaders:
+            leader.close()
+
+
+def _context(
+    settings: Settings, records: JobRecords, stop: threading.Event, lead: Callable[[], Leader] | None
+) -> Context:
+    torch.set_num_threads(max(1, trainer_threads(settings) // settings.train_processes))
     assert settings.redis_url is not None
-    backbone = load_backbone(
-        BackboneConfig(
-            source=settings.model,
-            revision=settings.model_revision,
-            dtype=settings.dtype,
-            device=settings.device,
-            cache=settings.data_dir / "backbones",
-        )
-    )
+    own = device_of(settings.device, 0, settings.train_processes)
+    backbone = load_for_training(settings.model_copy(update={"device": str(own)}))
     return Context(
         records=records,
         store=PromptStore.open(settings.redis_url, settings.blobs),
         datasets=DatasetStore(
             connect(settings.redis_url), settings.data_dir / "datasets", max_rows=settings.max_train_rows
         ),
-        backbone=prepare_for_training(backbone),
+        backbone=backbone,
         data_dir=settings.data_dir,
         max_context=settings.max_context,
         checkpoint_s=settings.checkpoint_s,
         stop=stop,
+        fill=None if lead is None else lead().fill,
     )
 
 

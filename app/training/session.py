@@ -23,6 +23,7 @@ from app.training.data import Example
 from app.training.datasets import DatasetStore
 from app.training.evaluate import Evaluator
 from app.training.examples import Encoded, Encoder, split_rows
+from app.training.gradients import Fill
 from app.training.job import Status
 from app.training.label_words import search_label_words
 from app.training.memory import make_budget
@@ -54,7 +55,7 @@ class Lost(Exception):
 
 @dataclass(frozen=True)
 class Context:
-    """What an attempt works with."""
+    """What an attempt works with. `fill` computes gradients with other processes, where there are any."""
 
     records: JobRecords
     store: PromptStore
@@ -64,6 +65,7 @@ class Context:
     max_context: int
     checkpoint_s: float
     stop: threading.Event
+    fill: Fill | None = None
 
 
 class Session:
@@ -226,6 +228,7 @@ class Session:
                 tokens=MICRO_TOKENS,
                 longest=max(one.length for one in encoded),
             ),
+            fill=context.fill,
         )
 
     def _checkpoints(self) -> Checkpoints:

@@ -9,6 +9,7 @@ from app.backbone import Backbone, Verbalizer
 from app.training.checkpoints import Checkpoints
 from app.training.cotraining import CoTrainer, Watcher
 from app.training.examples import Encoded
+from app.training.gradients import Fill
 from app.training.memory import Budget
 from app.training.methods.base import Learner
 from app.training.runs import Diverged, Interrupted, Judge, Judgement, Outcome, Run
@@ -38,6 +39,7 @@ class Trainer:
         checkpoints: Checkpoints,
         checkpoint_s: float,
         budget: Budget | None = None,
+        fill: Fill | None = None,
     ) -> None:
         self._run = Run(learner, examples, verbalizer, schedule, judge=judge, listener=listener)
         self._loop = CoTrainer(
@@ -47,6 +49,7 @@ class Trainer:
             checkpoints=checkpoints,
             checkpoint_s=checkpoint_s,
             budget=budget,
+            fill=fill,
         )
 
     @property

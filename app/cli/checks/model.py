@@ -44,6 +44,7 @@ def check_model(settings: Settings) -> list[Check]:
                 revision=settings.model_revision,
                 dtype=settings.dtype,
                 device=settings.device,
+                device_map=settings.device_map,
                 cache=settings.data_dir / "cache",
             )
         )
