@@ -17,9 +17,11 @@ from peft import (
 )
 
 from app.backbone import Backbone, LoadedPrompt
+from app.backbone.backbone import wrap_model
 from app.backbone.prompt import check_prompt
 from app.interchange.adapter_files import AdapterFiles, read_folder
 from app.interchange.importing import Draft, Wanted, prepare
+from tests.architectures import build_backbone, build_model
 
 SIZE = 5
 TASKS = 3
@@ -64,3 +66,10 @@ def draft(files: AdapterFiles, backbone: Backbone, **wanted: Any) -> Draft:
 def loaded(made: Draft, backbone: Backbone) -> LoadedPrompt:
     """The draft as the registry would hand it out."""
     return check_prompt(made.meta, made.tensors, backbone, number=1, digest="d" * 64)
+
+
+def serving_llama() -> Backbone:
+    """A small Llama as a service holds it: its weights laid out for serving alone, and a model of its own for that."""
+    plain = build_backbone("llama")
+    wrapped = wrap_model(build_model("llama"), plain.tokenizer, name=plain.name, identity=plain.fingerprint)
+    return wrapped.for_serving()

@@ -8,32 +8,50 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
+import torch
 from anyio import to_thread
 
-from app.backbone import Backbone, SoftPrompt, compile_verbalizer, default_bos, label_words, parse_template
+from app.backbone import (
+    Backbone,
+    LoadedPrompt,
+    SoftPrompt,
+    compile_verbalizer,
+    default_bos,
+    label_words,
+    parse_template,
+)
 from app.backbone.prompt import check_prompt, check_task
 from app.backbone.soft_prompt import VECTORS, parts_of, place, to_tensors, vectors_of
 from app.backbone.template import Template
-from app.engine import EngineService
-from app.errors import CapabilityMissing, InvalidTemplate, InvalidVerbalizer
+from app.engine import Answer, Ask, EngineService
+from app.errors import (
+    CapabilityMissing,
+    ChorusError,
+    EngineFailure,
+    InvalidPrompt,
+    InvalidTemplate,
+    InvalidVerbalizer,
+)
 from app.interchange.adapter_config import METHODS
 from app.interchange.adapter_files import AdapterFiles
 from app.interchange.peft_export import to_adapter
 from app.interchange.peft_import import Adapter, to_prompt
 from app.registry import Registry
 from app.training.examples import Encoder
-from app.training.golden import golden_outputs
-from prompt_store import Decoding, PromptMeta, TaskNotFound, TaskSpec, Version
+from app.training.golden import golden_inputs, golden_outputs
+from prompt_store import Decoding, Golden, PromptMeta, TaskNotFound, TaskSpec, Version
 from prompt_store.models import TensorName
 
 DEFAULT_TEMPLATE = "{text}"
+GOLDEN_S = 60.0
 _SLOT = re.compile(r"<prompt(:\d{1,6})?>")
 
 
@@ -57,7 +75,7 @@ class Draft:
     tensors: Mapping[str, np.ndarray]
     spec: TaskSpec
     encoder: Encoder
-    prompt: SoftPrompt = field(repr=False)
+    prompt: LoadedPrompt
 
 
 class Interchange:
@@ -77,11 +95,10 @@ class Interchange:
         """
         spec = await self._spec(wanted)
         draft = await to_thread.run_sync(partial(prepare, wanted, spec, self._backbone))
-        meta = draft.meta
-        golden = await self._engine.between_steps(lambda: golden_outputs(self._backbone, draft.encoder, draft.prompt))
+        golden = await self._golden(draft)
         return await self._registry.publish(
             task=wanted.task,
-            meta=meta.model_copy(update={"golden": golden}),
+            meta=draft.meta.model_copy(update={"golden": golden}),
             tensors=draft.tensors,
             publication=f"import-{uuid.uuid4().hex}",
             alias=wanted.alias,
@@ -92,6 +109,18 @@ class Interchange:
         """A version as an adapter. Raises as `Registry.resolve_version`, and CapabilityMissing as `to_adapter`."""
         prompt = await self._registry.resolve_version(f"{task}@{number}")
         return await to_thread.run_sync(to_adapter, prompt, self._backbone)
+
+    async def _golden(self, draft: Draft) -> tuple[Golden, ...]:
+        """Labels are scored as any request's; of a text the margins are wanted too, which no request is told."""
+        prompt, learned = draft.prompt, draft.prompt.learned
+        assert learned is not None
+        if prompt.verbalizer is None:
+            placed = place(learned, self._backbone.device, torch.float32)
+            return await self._engine.between_steps(lambda: golden_outputs(self._backbone, draft.encoder, placed))
+        inputs = golden_inputs(prompt.template.fields)
+        asks = [Ask(prompt, fields, prompt.decoding) for fields in inputs]
+        answers = await self._engine.answer_together(asks, timeout_s=GOLDEN_S)
+        return tuple(_scored(fields, answer) for fields, answer in zip(inputs, answers, strict=True))
 
     async def _spec(self, wanted: Wanted) -> TaskSpec | None:
         try:
@@ -134,9 +163,18 @@ def prepare(wanted: Wanted, spec: TaskSpec | None, backbone: Backbone) -> Draft:
         decoding=spec.decoding,
         provenance={"source": _source(adapter, wanted)},
     )
-    check_prompt(meta, tensors, backbone)
+    # The engine keeps prompts by their digests, and the blob's own is known only when its golden outputs are.
+    prompt = check_prompt(meta, tensors, backbone, digest=secrets.token_hex(32))
     encoder = Encoder(backbone.tokenizer, template, bos, verbalizer, backbone.max_positions)
-    return Draft(meta, tensors, spec, encoder, place(learned, backbone.device, backbone.dtype))
+    return Draft(meta, tensors, spec, encoder, prompt)
+
+
+def _scored(fields: dict[str, str], answer: Answer | ChorusError) -> Golden:
+    if isinstance(answer, EngineFailure):
+        raise InvalidPrompt("the model does not answer with this prompt") from answer
+    if isinstance(answer, ChorusError):
+        raise answer
+    return Golden(input=fields, scores=None if answer.log_scores is None else dict(answer.log_scores))
 
 
 def place_prompt(source: str, learned: SoftPrompt) -> Template:

@@ -11,6 +11,7 @@ mean, and objects of some known libraries stay closed boxes. Every other name en
 from __future__ import annotations
 
 import pickletools
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ def read_values(data: bytes) -> Any:
         return machine.result()
     except InvalidPrompt:
         raise
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, struct.error) as error:
         raise InvalidPrompt(f"not a pickle of torch.save ({type(error).__name__})") from None
 
 
@@ -153,6 +154,8 @@ class _Machine:
         """`module name` of GLOBAL, or the two texts on the stack."""
         if argument is None:
             last, first = self._stack.pop(), self._stack.pop()
+            if not isinstance(first, str) or not isinstance(last, str):
+                raise InvalidPrompt("the pickle mentions a function that has no name")
             argument = f"{first} {last}"
         self._stack.append(_known(argument.replace(" ", ".")))
 
@@ -214,6 +217,8 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tenso
 
 
 def _dictionary(pairs: Any = ()) -> dict[Any, Any]:
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise InvalidPrompt("the pickle makes a dictionary of what are no pairs")
     found: dict[Any, Any] = {}
     _fill(found, [part for pair in pairs for part in pair])
     return found

@@ -32,7 +32,7 @@ def read_tensors(data: bytes, names: frozenset[str]) -> dict[str, Tensor]:
     _check_header(data, names)
     try:
         loaded = load_safetensors(data)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, RuntimeError) as error:
         raise InvalidPrompt(f"not a safetensors file: {error}", param=PARAM) from None
     tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in loaded.items()}
     for name, tensor in tensors.items():

@@ -7,6 +7,7 @@ since what was saved may be a part of something larger.
 from __future__ import annotations
 
 import math
+import struct
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,7 @@ from prompt_store.blob_format import MAX_BLOB_BYTES
 
 MAX_PICKLE_BYTES = 16 << 20
 MAX_RECORDS = 20_000
+_DAMAGE = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, LookupError, OverflowError, struct.error)
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -30,7 +32,7 @@ class TorchFile:
         """Raises InvalidPrompt and TooLarge."""
         try:
             self._zip = zipfile.ZipFile(source)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        except _DAMAGE:
             raise InvalidPrompt(
                 "not a file of torch.save in its present form, a zip; what torch before 1.6 has written is to be saved "
                 "again with a newer one"
@@ -71,5 +73,5 @@ class TorchFile:
             raise TooLarge(f"the record {name} has {entry.file_size} bytes, the limit is {limit}")
         try:
             return self._zip.read(entry)
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError):
+        except _DAMAGE:
             raise InvalidPrompt(f"the record {name} is damaged") from None

@@ -6,6 +6,8 @@ travel further than the data they were trained on may.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from app.backbone import Backbone, SoftPrompt, encode_row, generate_greedy, score_labels
@@ -25,11 +27,15 @@ MAX_TOKENS = 8
 @torch.no_grad()
 def golden_outputs(backbone: Backbone, encoder: Encoder, prompt: SoftPrompt | None) -> tuple[Golden, ...]:
     """One answer for each of a few fixed inputs, each computed alone."""
-    return tuple(_answer(backbone, encoder, prompt, place) for place in range(COUNT))
+    return tuple(_answer(backbone, encoder, prompt, fields) for fields in golden_inputs(encoder.template.fields))
 
 
-def _answer(backbone: Backbone, encoder: Encoder, prompt: SoftPrompt | None, place: int) -> Golden:
-    fields = {name: TEXTS[(place + j) % len(TEXTS)] for j, name in enumerate(encoder.template.fields)}
+def golden_inputs(names: Sequence[str]) -> list[dict[str, str]]:
+    """The inputs that are asked, as fields of these names."""
+    return [{name: TEXTS[(place + j) % len(TEXTS)] for j, name in enumerate(names)} for place in range(COUNT)]
+
+
+def _answer(backbone: Backbone, encoder: Encoder, prompt: SoftPrompt | None, fields: dict[str, str]) -> Golden:
     row = encode_row(encoder.tokenizer, encoder.template, encoder.bos, fields)
     if encoder.verbalizer is not None:
         (scores,) = score_labels(backbone, [row], [prompt], [encoder.verbalizer])

@@ -10,12 +10,17 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save
 
 from app.api.schemas.adapters import AdapterBody
+from app.backbone import load_prompt
 from app.cli import main
 from app.interchange.adapter_files import AdapterFiles, read_folder
-from tests.adapters import KINDS, load_in_peft, peft_model
+from app.training.examples import Encoder
+from app.training.golden import golden_outputs
+from tests.adapters import KINDS, load_in_peft, peft_model, serving_llama
 from tests.adapters import save as save_adapter
 from tests.architectures import build_backbone
 from tests.live import HANG_S, serving
@@ -28,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, redis_server_url: str) -> RealWorld:
-    return make_real_world(tmp_path_factory.mktemp("world"), redis_server_url, build_backbone("llama"))
+    return make_real_world(tmp_path_factory.mktemp("world"), redis_server_url, serving_llama())
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +73,23 @@ def test_an_imported_adapter_answers_at_once(
     assert set(output["scores"]) == {"good", "bad"}
 
 
-def test_a_replica_that_starts_later_replays_what_the_importing_one_answered(
+def test_golden_outputs_of_an_import_are_those_that_a_trainer_would_have_stored(
     world: RealWorld, client: httpx.Client, adapters: dict[str, AdapterFiles]
 ) -> None:
+    plain = build_backbone("llama")
     for task, words in (("labels", WORDS), ("texts", None)):
         sent = body(adapters["PREFIX_TUNING"], verbalizer=words)
         assert client.post(f"/v1/tasks/{task}/versions", json=sent).status_code == 201
         golden = world.store.get_version(task, 1).meta.golden
         assert len(golden) == 4
         assert all((one.scores if words else one.tokens) for one in golden)
+        prompt = load_prompt(
+            world.store.get_version(task, 1), world.store.load(world.store.get_version(task, 1)), plain
+        )
+        encoder = Encoder(plain.tokenizer, prompt.template, prompt.bos, prompt.verbalizer, plain.max_positions)
+        for ours, one in zip(golden_outputs(plain, encoder, prompt.learned), golden, strict=True):
+            assert ours.tokens == one.tokens
+            assert ours.scores == pytest.approx(one.scores, abs=1e-4)
 
 
 def test_export_and_import_again_give_the_same_bytes(
@@ -182,3 +195,29 @@ def test_a_body_beyond_json_limits_passes_here_and_nowhere_else(client: httpx.Cl
 
 def test_body_names_what_an_export_answers() -> None:
     assert {"adapter_config", "adapter_model", "template", "verbalizer"} <= set(AdapterBody.model_fields)
+
+
+NAMES = sorted(AdapterBody.model_fields)
+LEAF = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 2000)
+    | st.sampled_from(["", "x", "{text}", "<prompt:5>", "PREFIX_TUNING"])
+)
+TREE = st.recursive(
+    LEAF, lambda tree: st.lists(tree, max_size=3) | st.dictionaries(st.text(max_size=4), tree, max_size=3)
+)
+
+
+def test_wrong_values_in_an_honest_body_are_answered(client: httpx.Client, adapters: dict[str, AdapterFiles]) -> None:
+    files = adapters["MULTITASK_PROMPT_TUNING"]
+    fields = sorted(files.config)
+
+    @given(st.sampled_from(NAMES), st.sampled_from(fields), TREE, st.booleans())
+    @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    def send(name: str, field: str, value: Any, inside: bool) -> None:
+        change = {"adapter_config": dict(files.config) | {field: value}} if inside else {name: value}
+        answer = client.post("/v1/tasks/fuzzed/versions", json=body(files, task_index=0) | change)
+        assert answer.status_code < 500, (answer.text, change)
+
+    send()
