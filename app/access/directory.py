@@ -77,7 +77,7 @@ class Directory:
     def authenticate(self, key: str) -> Caller | None:
         """Whose key it is, None for one that opens nothing, whatever the reason; the work is the same for all."""
         now = self._now()
-        record = self._records.get(id_of(key) or "", _NOBODY)
+        record = self._records.get(id_of(key), _NOBODY)
         digest = digest_of(key, self._hashing)
         current = hmac.compare_digest(digest, record.digest)
         old = record.old

@@ -99,9 +99,13 @@ def is_made_key(text: str) -> bool:
     return _KEY.match(text) is not None
 
 
-def id_of(text: str) -> str | None:
-    found = _KEY.match(text)
-    return found.group(1) if found else None
+def id_of(text: str) -> str:
+    """The id in a key, whatever stands there in what is none.
+
+    Cut out by place: a pattern that read the secret's digits would take longer for digits that it has not met lately,
+    and callers with the right secret are what a service meets most.
+    """
+    return text[3:15]
 
 
 def digest_of(text: str, pepper: bytes) -> str:

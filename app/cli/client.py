@@ -198,6 +198,7 @@ def _exit_of(status: int) -> Exit:
 def _refusal(error: dict[str, Any], exit_code: Exit, *, retry_after: str | None = None) -> CliError:
     fixes = {
         "unauthorized": "set --key or CHORUS_API_KEY",
+        "insufficient_scope": "use a key with that scope: chorus keys create --scope …",
         "task_not_found": "chorus tasks",
         "version_not_found": "chorus versions TASK",
         "alias_not_found": "chorus alias TASK",
