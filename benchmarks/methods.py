@@ -34,8 +34,8 @@ WRITTEN = "e2e"
 TAKEN_APART = ("sst2", "trec")
 AXES = ("length", "init", "rate", "rows")
 WRITERS = ("zero_shot", "few_shot", "prompt_tuning", "full", "prefix_tuning", "lora")
-BUDGET = Budget()
-LABEL_LIMITS, TEXT_LIMITS = Limits(train=4000, dev=200, test=1000), Limits(train=3000, dev=100, test=200)
+BUDGET = Budget(steps=150)
+LABEL_LIMITS, TEXT_LIMITS = Limits(train=4000, dev=160, test=600), Limits(train=3000, dev=100, test=150)
 
 
 @dataclass(frozen=True)
