@@ -41,6 +41,7 @@ from prompt_store.metadata import (
 from prompt_store.models import Alias, AliasTarget, Evaluation, Event, Task, TaskSpec, Version, VersionState
 from prompt_store.redis_delta import READ_DELTA, read_delta
 from prompt_store.redis_restore import restore
+from prompt_store.redis_url import client_from_url
 
 DEFAULT_TIMEOUT_S = 2.0
 _RETRIES = 3
@@ -267,7 +268,7 @@ _ALL_SCRIPTS = (
 
 
 def _connect(url: str, timeout_s: float, retry: Retry) -> redis.Redis:
-    return redis.Redis.from_url(
+    return client_from_url(
         url,
         decode_responses=True,
         socket_timeout=timeout_s,

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from app.access.buckets import SPEND, LocalBuckets
 from app.access.keys import Caller
 from app.errors import StoreDown
+from prompt_store.redis_url import async_client_from_url
 
 log = logging.getLogger(__name__)
 TIMEOUT_S = 0.25
@@ -158,7 +159,7 @@ def job_keys(key_id: str) -> list[str]:
 
 
 def _connect(url: str) -> redis.asyncio.Redis:
-    return redis.asyncio.Redis.from_url(
+    return async_client_from_url(
         url,
         decode_responses=True,
         socket_timeout=TIMEOUT_S,

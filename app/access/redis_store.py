@@ -14,6 +14,7 @@ from redis.retry import Retry
 
 from app.access.keys import KeyRecord
 from app.access.store import MAX_KEYS, KeysUnavailable
+from prompt_store.redis_url import client_from_url
 
 RECORDS = "chorus:keys"  # hash: key id -> record, JSON
 STAMP = "chorus:keys:stamp"  # string: another one after each change; random, so that no lost and rebuilt one is equal
@@ -37,7 +38,7 @@ class RedisKeys:
     name = "redis"
 
     def __init__(self, url: str) -> None:
-        self._client = redis.Redis.from_url(
+        self._client = client_from_url(
             url,
             decode_responses=True,
             socket_timeout=TIMEOUT_S,

@@ -11,6 +11,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from app.errors import StoreDown
+from prompt_store.redis_url import client_from_url
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,7 +25,7 @@ CONNECT_TIMEOUT_S, RETRIES = 2.0, 2
 
 def connect(redis_url: str) -> redis.Redis:
     """A client with time limits, for records and for RQ (which needs bytes, not strings)."""
-    return redis.Redis.from_url(
+    return client_from_url(
         redis_url,
         protocol=2,
         socket_timeout=SOCKET_TIMEOUT_S,

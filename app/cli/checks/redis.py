@@ -69,7 +69,7 @@ def _check_eviction(info: dict[str, Any]) -> Check:
 
 
 def _info(url: str) -> dict[str, Any]:
-    import redis
+    from prompt_store.redis_url import client_from_url
 
-    with redis.Redis.from_url(url, socket_connect_timeout=3, socket_timeout=3) as client:
+    with client_from_url(url, socket_connect_timeout=3, socket_timeout=3) as client:
         return cast(dict[str, Any], client.info())
