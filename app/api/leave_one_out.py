@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from app.api.asking import Places, ask_in_parts
+from app.api.auth.account import count_answer
 from app.backbone import Verbalizer, encode_answer
 from app.backbone.leaving_out import Place, loaded_without, places_of, slot_of
 from app.engine import Answer, Ask
@@ -137,6 +138,8 @@ class _Judging:
             if isinstance(outcome, Exception):
                 raise outcome
             answers.append(outcome)
+        prompt = asks[0].prompt
+        count_answer(f"{prompt.task}@{prompt.version}", sum(answer.usage.total_tokens for answer in answers))
         return answers
 
 

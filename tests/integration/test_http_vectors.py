@@ -125,6 +125,16 @@ def test_uploaded_rows_are_sampled_and_nothing_stays_in_the_engine(client: httpx
     wait_until(lambda: resident(client) == before)
 
 
+def test_rows_answered_without_a_vector_count_among_the_callers_tokens(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent: list[tuple[str, int]] = []
+    monkeypatch.setattr("app.api.leave_one_out.count_answer", lambda *counted: spent.append(counted))
+    client.post("/v1/tasks/mood/versions/3/leave-one-out", json={"data": {"inline": ROWS}})
+    assert [version for version, _ in spent] == ["mood@3"] * 2
+    assert spent[0][1] == spent[1][1] + len(ROWS)  # one virtual token less
+
+
 def test_leaving_out_of_a_hand_written_version_is_its_score_alone(client: httpx.Client) -> None:
     found = client.post("/v1/tasks/mood/versions/2/leave-one-out", json={"data": {"inline": ROWS}}).json()
     assert found["vectors"] == []
