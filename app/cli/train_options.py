@@ -55,7 +55,7 @@ Init = Annotated[
 ]
 InitText = Annotated[str | None, typer.Option("--init-text", help="The text of --init text.", rich_help_panel=METHOD)]
 Reparametrization = Annotated[
-    Literal["none", "residual_mlp"] | None,
+    Literal["none", "residual_mlp", "mlp"] | None,
     typer.Option("--reparametrization", help="Learn through a network, folded away.", rich_help_panel=METHOD),
 ]
 VirtualTokens = Annotated[
@@ -70,6 +70,18 @@ LearningRate = Annotated[
     ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Makes the run repeatable.", rich_help_panel=METHOD)]
+
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep",
+        metavar="KEY=A,B,…",
+        help="Values of learning_rate, seed, num_virtual_tokens, init, method or template: every combination learns, "
+        "together. As a list, or as JSON. Repeat it.",
+        rich_help_panel=METHOD,
+    ),
+]
+KeepAll = Annotated[bool, typer.Option("--keep-all", help="No member of a sweep stops early.", rich_help_panel=METHOD)]
 
 Publish = Annotated[
     Literal["always", "better_than_current", "never"],
@@ -93,6 +105,16 @@ Confidence = Annotated[
         min=0.5,
         max=0.999,
         help="Share of bootstrap resamples that must agree.",
+        rich_help_panel=PUBLISH,
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k",
+        min=2,
+        max=8,
+        help="Publish so many of a sweep's best, together: the alias answers by their vote.",
         rich_help_panel=PUBLISH,
     ),
 ]

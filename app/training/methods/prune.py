@@ -6,7 +6,7 @@ holds is published. Prompts need fewer vectors than they were learned with: leav
 is Xprompt's token level (Ma et al. 2022), found here by leaving out instead of by gradients.
 
 What leaving out costs changes with what has gone. It is measured anew only for the one that seems cheapest, until that
-one still is (the accelerated greedy algorithm, Minoux 1978): some 3 P forwards over the rows instead of P² / 2.
+one still is (the accelerated greedy algorithm, Minoux 1978), instead of for all that are left.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from app.backbone.leaving_out import Place, leave_out, places_of
 from app.errors import ChorusError, InvalidPrompt, InvalidTemplate
 from app.training.methods.base import Asked, Candidate, Judged, MethodConfig, Searched, SearchedMethod
 from app.training.methods.initial import Reference
+from prompt_store.models import PromptMeta
 
 if TYPE_CHECKING:
     from app.training.runs import Judgement
@@ -31,6 +32,9 @@ MAX_LOSS = 0.01
 
 PATIENCE = 2
 """So many vectors in a row may go with the score too low, since the score of a few hundred rows moves by chance."""
+
+EVALUATIONS = 8
+"""Judgements that a virtual token may cost, on training rows and on dev rows, unless a request says."""
 
 _ROUNDING = 1e-9
 
@@ -53,7 +57,9 @@ class PruneConfig(MethodConfig):
     )
     min_score: float | None = Field(default=None, description="The score that must be kept, instead of `max_loss`.")
     min_vectors: Annotated[StrictInt, Field(ge=1, le=1024)] = Field(default=1, description="Leave at least so many.")
-    max_evaluations: Annotated[StrictInt, Field(ge=2, le=100_000)] = 1000
+    max_evaluations: Annotated[StrictInt, Field(ge=2, le=100_000)] | None = Field(
+        default=None, description="Most judgements; 8 for each virtual token, and 8 more, unless given."
+    )
 
     @model_validator(mode="after")
     def _one_floor(self) -> Self:
@@ -77,9 +83,11 @@ class Prune(SearchedMethod):
         words = parse_template(origin.meta.template, num_virtual_tokens=origin.meta.num_virtual_tokens).without_slots()
         if asked.template.without_slots().source != words.source:
             raise InvalidTemplate(f"pruning keeps the words of {name}: leave `template` out", param="template")
-        return config.model_copy(update={"source": name})
+        most = config.max_evaluations or EVALUATIONS * (1 + _size(origin.meta))
+        return config.model_copy(update={"source": name, "max_evaluations": most})
 
     def evaluations(self, config: PruneConfig) -> int:
+        assert config.max_evaluations is not None
         return config.max_evaluations
 
     def search(self, config: PruneConfig, around: Searched) -> None:
@@ -99,7 +107,7 @@ class Prune(SearchedMethod):
         whole = judged[0].judgement
         floor = _floor(config, whole)
         number = max((n for n in range(1, len(judged)) if judged[n].judgement.rank[0] >= floor), default=0)
-        least = -floor if whole.lower_is_better else floor
+        least = round(-floor if whole.lower_is_better else floor, 6)
         if number == 0:
             raise NothingPruned(
                 f"no vector of {config.source} can go: its score is {whole.score:.4f} and {least:.4f} is to be kept",
@@ -167,6 +175,13 @@ def _floor(config: PruneConfig, whole: Judgement) -> float:
     if config.min_score is not None:
         return (-config.min_score if whole.lower_is_better else config.min_score) - _ROUNDING
     return whole.rank[0] - (MAX_LOSS if config.max_loss is None else config.max_loss) - _ROUNDING
+
+
+def _size(meta: PromptMeta) -> int:
+    """Virtual tokens, those on a decoder's side too."""
+    if meta.tensors is None:
+        return meta.num_virtual_tokens
+    return sum(shape[3] if len(shape) == 5 else shape[0] for shape in meta.tensors.values())
 
 
 def _told(one: Judged) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Worths:
 
 
 def prune(around: Worths, **options: Any) -> tuple[Candidate, dict[str, Any]]:
-    config = PruneConfig(source="mood@1", **options)
+    config = PruneConfig(source="mood@1", max_evaluations=100, **options)
     METHOD.search(config, around)
     number, details = METHOD.pick(config, around.judged)
     return around.judged[number].candidate, details["pruned"]
@@ -150,6 +150,7 @@ def test_pruned_version_holds_some_of_the_sources_tensors(
     assert after.meta.template == "<prompt:2>{text}\nIt was"
     assert after.meta.verbalizer == before.meta.verbalizer
     assert after.meta.method["source"] == "mood@1"
+    assert after.meta.method["max_evaluations"] == 8 * (4 + 1)
     (name, whole), (_, short) = *store.load(before).items(), *store.load(after).items()
     axis = 3 if kind == "prefix_tuning" else 0
     told = after.card[0].details["pruned"]
