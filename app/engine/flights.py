@@ -12,7 +12,7 @@ from app.backbone import BackboneTokenizer, Decoding, LoadedPrompt, Row
 from app.engine.answers import Answer, Coupled, Usage, label_answer
 from app.engine.detokenizer import TextStream
 from app.engine.types import Event, FinishReason, Request, RowRequest
-from app.errors import DeadlineExceeded, Draining, EngineFailure, RequestCancelled
+from app.errors import ChorusError, DeadlineExceeded, Draining, EngineFailure, RequestCancelled
 
 
 class Inbox:
@@ -178,3 +178,14 @@ def raise_unfinished(finish: FinishReason | None) -> None:
         raise DeadlineExceeded("the deadline passed before the answer was there", param="timeout_s")
     if finish == "drain":
         raise Draining("this replica stopped before the answer was there")
+
+
+Outcome = Flight | ChorusError
+"""A row that was submitted, or why it was not."""
+
+
+def flight_of(outcome: Outcome) -> Flight:
+    """The flight, or its error raised."""
+    if isinstance(outcome, ChorusError):
+        raise outcome
+    return outcome

@@ -26,14 +26,14 @@ from app.engine.answers import Answer, Ask, Coupled, StreamEvent
 from app.engine.board import FlightBoard
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
-from app.engine.flights import Flight, Writing, read_label
+from app.engine.flights import Flight, Outcome, Writing, flight_of, read_label
 from app.engine.golden import check_golden
 from app.engine.intake import common_text, encode_asks, sharing
 from app.engine.strikes import Strikes
-from app.engine.thread import Command, EngineThread, Told
-from app.engine.types import Capabilities, EngineStats, Event, FinishReason, Request, RowRequest, Sampling
+from app.engine.thread import Command, EngineThread, Told, cancel_command
+from app.engine.types import Capabilities, EngineStats, Event, Request, RowRequest, Sampling
 from app.engine.watchdog import Watchdog
-from app.errors import CapabilityMissing, ChorusError, Draining, EngineFailure, Quarantined
+from app.errors import CapabilityMissing, ChorusError, Draining, EngineFailure
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,6 @@ SHORT_CHARS = 1024
 
 _MAX_ADMITTED = 65_536
 T = TypeVar("T")
-Outcome = Flight | ChorusError
 
 
 class EngineService:
@@ -76,7 +75,7 @@ class EngineService:
         """Refuse newcomers, let running requests finish for `drain_s` seconds, end the rest with `drain`."""
         self.draining = True
         if not await self._board.quiet_within(drain_s):
-            self._send(*(_cancel(request_id, "drain") for request_id in self._board.request_ids))
+            self._send(*(cancel_command(request_id, "drain") for request_id in self._board.request_ids))
             await self._board.quiet_within(5)
         await asyncio.to_thread(self._watchdog.stop)
         await asyncio.to_thread(self._thread.stop)
@@ -147,7 +146,7 @@ class EngineService:
                 answer = await self._read(outcome, decoding)
                 yield StreamEvent(answer.text, answer.finish_reason, answer.usage)
                 return
-            writing = Writing([_flight(outcome)], decoding, self.backbone.tokenizer)
+            writing = Writing([flight_of(outcome)], decoding, self.backbone.tokenizer)
             async for text, tokens, finish in writing.pieces():
                 if text or finish is not None:
                     yield StreamEvent(text, finish, writing.usage(len(tokens)) if finish is not None else None)
@@ -273,16 +272,7 @@ class EngineService:
         if not self._thread.alive:
             raise EngineFailure("the engine's thread has died")
         with self._admission.places(len(asks)):  # before any work is spent on them
-            yield [self._unless_struck_out(row) for row in await self._encode(asks)], deadline
-
-    def _unless_struck_out(self, row: RowRequest | ChorusError) -> RowRequest | ChorusError:
-        if isinstance(row, ChorusError):
-            return row
-        try:
-            self._strikes.check(row)
-        except Quarantined as error:
-            return error
-        return row
+            yield [self._strikes.refused_or(row) for row in await self._encode(asks)], deadline
 
     async def _encode(self, asks: Sequence[Ask]) -> list[RowRequest | ChorusError]:
         """On a thread of its own, but for texts so short that changing threads would take longer."""
@@ -306,7 +296,7 @@ class EngineService:
         try:
             yield
         finally:
-            self._send(*(_cancel(request_id, "cancelled") for request_id in self._board.remove(flights)))
+            self._send(*(cancel_command(request_id, "cancelled") for request_id in self._board.remove(flights)))
 
     def _submission(self, request: Request, prompts: Mapping[str, SoftPrompt]) -> Command:
         def submit(engine: Engine) -> None:
@@ -347,7 +337,7 @@ class EngineService:
             self._loop.call_soon_threadsafe(self._board.hand_out, steps)
 
     async def _read(self, outcome: Outcome, decoding: Decoding) -> Answer:
-        flight = _flight(outcome)
+        flight = flight_of(outcome)
         if flight.asked.verbalizer is not None:
             return await read_label(flight)
         return await Writing([flight], decoding, self.backbone.tokenizer).answer()
@@ -355,14 +345,3 @@ class EngineService:
     async def _golden_answer(self, prompt: LoadedPrompt, input: Mapping[str, str], max_tokens: int) -> Answer:
         decoding = Decoding(max_tokens=max_tokens)
         return await self.answer(prompt, input, decoding=decoding, timeout_s=60)
-
-
-def _flight(outcome: Outcome) -> Flight:
-    """The flight, or its error raised."""
-    if isinstance(outcome, ChorusError):
-        raise outcome
-    return outcome
-
-
-def _cancel(request_id: str, reason: FinishReason) -> Command:
-    return lambda engine: engine.cancel(request_id, reason)

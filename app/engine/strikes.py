@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from app.backbone import Row
 from app.engine.types import RowRequest
-from app.errors import Quarantined
+from app.errors import ChorusError, Quarantined
 
 MOST = 3
 FORGET_S = 600.0
@@ -57,6 +57,15 @@ class Strikes:
             del self._records[_content(row)]
         elif known.failures >= MOST:
             raise Quarantined(f"the model has failed on this input {known.failures} times; it is not run again for now")
+
+    def refused_or(self, row: RowRequest | ChorusError) -> RowRequest | ChorusError:
+        """The row, or the error that it meets here or has met before."""
+        try:
+            if not isinstance(row, ChorusError):
+                self.check(row)
+        except Quarantined as error:
+            return error
+        return row
 
     def _too_old(self, record: _Record) -> bool:
         return self._clock() - record.last > FORGET_S

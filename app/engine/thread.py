@@ -19,7 +19,7 @@ import torch
 
 from app.backbone.freed_memory import give_back_freed_memory
 from app.engine.engine import Engine
-from app.engine.types import Event
+from app.engine.types import Event, FinishReason
 from app.errors import EngineFailure
 
 log = logging.getLogger(__name__)
@@ -143,3 +143,7 @@ class EngineThread:
             except Exception:  # commands end their own requests; nothing they do may end the thread
                 log.exception("a command to the engine failed")
         return True
+
+
+def cancel_command(request_id: str, reason: FinishReason) -> Command:
+    return lambda engine: engine.cancel(request_id, reason)
