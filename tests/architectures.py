@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -10,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import CONFIG_MAPPING, AddedToken, AutoTokenizer
 
 from app.backbone.backbone import Backbone, make_tokenizer, wrap_model
+from app.backbone.families.masked_forward import head_of
 from app.backbone.families.recognise import LOADERS, family_of_config
 from app.backbone.source import bundled_folder
 
@@ -112,3 +115,17 @@ def build_backbone(name: str) -> Backbone:
     model = build_model(name)
     tokenizer = make_tokenizer(tokenizer_for(name), model)
     return wrap_model(model, tokenizer, name=name, identity=f"{name:0>64}")
+
+
+def own_copy(name: str) -> Backbone:
+    """The named backbone with a model of its own, whose layers a test may change."""
+    backbone = build_backbone(name)
+    model, probed = copy.deepcopy(backbone.model), backbone.probed
+    changes: dict[str, Any] = {}
+    for form in ("forward", "seq2seq", "masked"):
+        found = getattr(probed, form)
+        if found is not None:
+            changes[form] = replace(found, model=model)
+    if probed.masked is not None and probed.masked.head is not None:
+        changes["masked"] = replace(changes["masked"], head=head_of(model))
+    return replace(backbone, model=model, probed=replace(probed, **changes))

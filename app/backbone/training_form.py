@@ -4,8 +4,8 @@ Products: no frozen weight gets a gradient, so of a linear layer only y = x Wᵀ
 weights are laid out for oneDNN once (see linear.py): twice as fast in float32 as the plain products, and in bfloat16
 several times for few rows, which the plain product would lay out anew each time.
 
-Attention: torch's fused kernel for CPUs is made for long rows; its bfloat16 backward takes four times as long as three
-plain products on rows of some tens of tokens. Longer rows stay with it, for the memory.
+Attention, of decoders: torch's fused kernel for CPUs is made for long rows; its bfloat16 backward takes four times as
+long as three plain products on rows of some tens of tokens. Longer rows stay with it, for the memory.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ log = logging.getLogger(__name__)
 def prepare_for_training(backbone: Backbone) -> Backbone:
     """The backbone, changed in place: its linear layers and its attention as above, where this machine gains by it and
     has the memory. Twice is as good as once."""
-    model = backbone.model
-    if backbone.device.type != "cpu" or backbone.probed.forward is None:
+    model, probed = backbone.model, backbone.probed
+    if backbone.device.type != "cpu" or not (probed.forward or probed.seq2seq or probed.masked):
         return backbone
-    if model.config._attn_implementation == "sdpa":
+    if probed.forward is not None and model.config._attn_implementation == "sdpa":
         _use_plain_attention(model)
     _pack_products(model)
     return backbone
@@ -87,8 +87,9 @@ def attention(
 
 
 def _pack_products(model: Any) -> None:
-    inner = model.base_model
-    plain = {name: of for name, of in inner.named_modules() if type(of) is nn.Linear and can_pack(of.weight)}
+    inner, head = model.base_model, model.get_output_embeddings()  # what scores words reads the head's own weight
+    layers = ((name, of) for name, of in inner.named_modules() if of is not head)
+    plain = {name: of for name, of in layers if type(of) is nn.Linear and can_pack(of.weight)}
     free = free_memory()
     if free is not None and _ROOM * sum(of.weight.nbytes for of in plain.values()) > free:
         log.info("too little memory to lay the weights out for training")

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from app.backbone import Backbone, encode_row, parse_template
+from app.backbone import Backbone, Row, encode_row, parse_template
 from app.backbone.scoring import score_rows
-from app.backbone.training_form import prepare_for_training
-from tests.architectures import build_backbone
+from app.backbone.training_form import PackedLinear, prepare_for_training
+from app.backbone.verbalizer import Verbalizer
+from tests.architectures import build_backbone, own_copy
 from tests.prompts import TEXTS
 
 
@@ -42,6 +43,26 @@ def test_prepared_model_gives_the_scores_and_gradients_of_the_plain_one(
     quick = prepared(plain)
     scores, gradient = scores_and_gradient(plain)
     same, close = scores_and_gradient(quick)
+    assert torch.allclose(same, scores, atol=1e-4)
+    assert (close - gradient).abs().max() < 1e-4 * gradient.abs().max()
+
+
+@pytest.mark.parametrize("name", ["t5", "t5_gated", "bart", "bert", "roberta"])
+def test_prepared_encoder_gives_the_scores_and_gradients_of_the_plain_one(name: str) -> None:
+    plain = own_copy(name)
+    vectors = torch.randn(5, plain.hidden_size, generator=torch.Generator().manual_seed(1)) * plain.embedding_rms
+    mask = (plain.tokenizer.mask_id,) if plain.tokenizer.mask_id is not None else ()
+    rows = [Row((-1, -2, 7, 8, 9, -3, *mask)), Row((-1, 30, 31, 32, 33, 34, 35, -5, *mask))]
+    words = Verbalizer(("a", "b"), (("a",), ("b",)), (((60, 61),), ((70,),)), terminated=False, apart=True)
+    found = []
+    for backbone in (plain, prepare_for_training(own_copy(name))):
+        leaf = vectors.clone().requires_grad_()
+        scores = torch.cat(score_rows(backbone, rows, [leaf] * 2, [words] * 2))
+        scores.sum().backward()
+        assert leaf.grad is not None
+        found.append((scores.detach(), leaf.grad))
+    (scores, gradient), (same, close) = found
+    assert any(isinstance(of, PackedLinear) for of in backbone.model.modules())
     assert torch.allclose(same, scores, atol=1e-4)
     assert (close - gradient).abs().max() < 1e-4 * gradient.abs().max()
 

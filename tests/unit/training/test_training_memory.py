@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import pytest
 import torch
 
 from app.backbone import Backbone
-from app.backbone.families.masked_forward import head_of
 from app.backbone.recomputation import recompute_layers, repeated_layers
 from app.backbone.rows import Row
 from app.backbone.scoring import score_rows
@@ -24,22 +21,8 @@ from app.training.checkpoints import Checkpoints
 from app.training.cotraining import CoTrainer
 from app.training.gradients import Lesson
 from app.training.memory import Budget, kept_bytes, make_budget
-from tests.architectures import build_backbone, build_model
+from tests.architectures import build_model, own_copy
 from tests.cotraining import KINDS, Hearer, cotrain, make_run
-
-
-def own_copy(name: str) -> Backbone:
-    """The named backbone with a model of its own, whose layers a test may change."""
-    backbone = build_backbone(name)
-    model, probed = copy.deepcopy(backbone.model), backbone.probed
-    changes: dict[str, Any] = {}
-    for form in ("forward", "seq2seq", "masked"):
-        found = getattr(probed, form)
-        if found is not None:
-            changes[form] = replace(found, model=model)
-    if probed.masked is not None and probed.masked.head is not None:
-        changes["masked"] = replace(changes["masked"], head=head_of(model))
-    return replace(backbone, model=model, probed=replace(probed, **changes))
 
 
 def losses(backbone: Backbone, folder: Path, budget: Budget | None = None) -> dict[int, float]:
