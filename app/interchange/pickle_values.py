@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import pickletools
 import struct
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,12 @@ class TensorRef:
     stride: tuple[int, ...]
 
 
+_DAMAGE = (
+    *(ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError),
+    *(struct.error, DeprecationWarning, SyntaxWarning),
+)
+
+
 def read_values(data: bytes) -> Any:
     """What the pickle describes: dictionaries, lists, tuples, texts, numbers, `TensorRef`, `Box`.
 
@@ -72,14 +79,15 @@ def read_values(data: bytes) -> Any:
     """
     machine = _Machine()
     try:
-        for count, (code, argument, _) in enumerate(pickletools.genops(data)):
-            if count >= MAX_INSTRUCTIONS:
-                raise InvalidPrompt("the pickle is longer than any of a prompt")
-            machine.run(code.name, argument)
+        with warnings.catch_warnings(action="error"):  # Python warns of texts that it will refuse one day
+            for count, (code, argument, _) in enumerate(pickletools.genops(data)):
+                if count >= MAX_INSTRUCTIONS:
+                    raise InvalidPrompt("the pickle is longer than any of a prompt")
+                machine.run(code.name, argument)
         return machine.result()
     except InvalidPrompt:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, struct.error) as error:
+    except _DAMAGE as error:
         raise InvalidPrompt(f"not a pickle of torch.save ({type(error).__name__})") from None
 
 

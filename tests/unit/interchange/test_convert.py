@@ -196,6 +196,7 @@ def test_objects_of_known_libraries_stay_closed(tmp_path: Path) -> None:
         (lambda file: torch_file(file, pickle.dumps({}, 2)), "something else than one tensor"),
         (lambda file: torch_file(file, b"\x80\x02"), "not a pickle"),
         (lambda file: torch_file(file, b"\x80\x02N0."), "POP"),
+        (lambda file: torch_file(file, b"\x80\x02S'\\q'\n."), "not a pickle"),  # an escape that Python deprecates
         (lambda file: file.write_bytes(b"PK\x03\x04"), "not a file of torch.save"),
         (lambda file: torch.save(VECTORS, file, _use_new_zipfile_serialization=False), "before 1.6"),
         (lambda file: torch.save(VECTORS.double(), file), "other numbers"),
