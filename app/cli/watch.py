@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from app.cli.commands.tasks import baselines, score, when
 from app.cli.errors import CliError, Exit
 from app.cli.output import Output, clean, spark
+from app.cli.sweep import show_members
 
 if TYPE_CHECKING:
     from app.cli.client import ChorusClient
@@ -90,11 +91,18 @@ def show_jobs(jobs: list[dict[str, Any]], out: Output) -> None:
 
 def _show_success(client: ChorusClient, job: dict[str, Any], out: Output) -> None:
     result = job["result"]
+    if result.get("sweep"):
+        show_members(result["sweep"], out)
+    numbers = [one["version"] for one in result.get("ensemble") or [result]]
     name = f"{job['task']}@{result['version']}"
+    names = f"{job['task']}@{','.join(map(str, numbers))}"
+    are, answer, what = ("is", "answers", "a candidate") if len(numbers) == 1 else ("are", "answer", "candidates")
     if result["promoted"]:
-        out.say(f"✓ {name} is published and answers for {job['task']}:{job['publish']['alias']}.", style="bold green")
+        vote = "" if len(numbers) == 1 else " by vote"
+        alias = f"{job['task']}:{job['publish']['alias']}"
+        out.say(f"✓ {names} {are} published and {answer} for {alias}{vote}.", style="bold green")
     else:
-        out.say(f"✓ {name} is kept as a candidate; no alias moved.", style="bold yellow")
+        out.say(f"✓ {names} {are} kept as {what}; no alias moved.", style="bold yellow")
     version = client.version(job["task"], result["version"])
     seconds = (job.get("finished_at") or 0) - (job.get("started_at") or 0)
     facts = {
@@ -133,8 +141,14 @@ def _show_bar(events: Iterator[Event], job: dict[str, Any], out: Output) -> None
         task = progress.add_task(f"{job['task']}  {job['status']}", total=1, facts="")
         for event in events:
             _update_bar(progress, task, job["task"], event, losses)
-            if event["type"] in ("warning", "message"):
+            if event["type"] in ("warning", "message") or _leads(event):
                 progress.console.print(clean(event["message"]), style="yellow" if event["type"] == "warning" else "dim")
+
+
+def _leads(event: Event) -> bool:
+    """Whether a member of a sweep has taken the lead."""
+    data = event.get("data") or {}
+    return event["type"] == "metrics" and bool(data.get("member") and data.get("best"))
 
 
 def _update_bar(progress: Progress, task: TaskID, name: str, event: Event, losses: list[float]) -> None:
@@ -158,6 +172,8 @@ def _facts(data: dict[str, Any]) -> str:
         parts.append(f"loss {data['loss']:.3f}")
     if data.get("score") is not None:
         parts.append(f"score {data['score']:.3f}")
+    if data.get("leader") is not None:
+        parts.append(f"led by member {data['leader']}, {data['learning']} learn")
     if data.get("eta_s") is not None:
         parts.append(f"ETA {_clock(data['eta_s'])}")
     return "  ".join(parts)
@@ -178,5 +194,5 @@ def _show_lines(events: Iterator[Event], out: Output) -> None:
                 continue
             last = time.monotonic()
             out.say(f"step {data.get('step')}/{data.get('total')}  {_facts(data)}")
-        elif event["type"] != "metrics":
+        elif event["type"] != "metrics" or _leads(event):
             out.say(event["message"])

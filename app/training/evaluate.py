@@ -113,11 +113,16 @@ class Evaluator:
 
     def measure_loaded(self, loaded: LoadedPrompt, examples: Sequence[Example]) -> Measured:
         """Another version of the task, read as it is served."""
+        evaluator, prompt = self.reading(loaded)
+        return evaluator.measure(prompt, examples)
+
+    def reading(self, loaded: LoadedPrompt) -> tuple[Evaluator, SoftPrompt | None]:
+        """The evaluator that reads another version as it is served, and its prompt."""
         encoder = replace(self.encoder, template=loaded.template, bos=loaded.bos, verbalizer=loaded.verbalizer)
         prompt = loaded.learned
         if prompt is not None:
             prompt = place(prompt, self.backbone.device, torch.float32)
-        return replace(self, encoder=encoder).measure(prompt, examples)
+        return replace(self, encoder=encoder), prompt
 
     def measure_majority(self, training: Sequence[Example], examples: Sequence[Example]) -> float | None:
         """Always answering the training rows' most common label; None where that is no answer."""
@@ -148,16 +153,8 @@ class Evaluator:
         def calibration() -> Calibration:
             return self._calibration(verbalizer, prompt, scores.numpy(), expected)
 
-        def over(statistic: Statistic, *, share: bool = False) -> _Judged:
-            whole = np.arange(len(encoded))
-            return _Judged(statistic(whole), loss, len(encoded), statistic, share, calibration)
-
-        if self.metric == "loss":
-            return over(lambda at: float(losses[at].mean()))
-        if self.metric == "macro_f1":
-            return over(lambda at: macro_f1(expected[at].tolist(), given[at].tolist()))
-        right = (expected == given).astype(np.float64)
-        return over(lambda at: float(right[at].mean()), share=True)
+        statistic, share = label_statistic(self.metric, given, expected, losses)
+        return _Judged(statistic(np.arange(len(encoded))), loss, len(encoded), statistic, share, calibration)
 
     def _calibration(
         self, verbalizer: Verbalizer, prompt: SoftPrompt | None, scores: Floats, expected: npt.NDArray[np.int64]
@@ -179,14 +176,24 @@ class Evaluator:
             return _Judged(loss, loss, len(pairs), lambda at: float(pairs[at, 0].sum() / pairs[at, 1].sum()))
         total, terms = answer_losses(self.backbone, prompt, encoded)
         texts = answers(self.backbone, prompt, encoded, max_tokens=self.max_tokens)
-        judge = rouge_l if self.metric == "rouge_l" else exact_match
-        found = np.asarray(
-            [judge(one.example.output or "", text) for one, text in zip(encoded, texts, strict=True)], np.float64
-        )
-        return _Judged(
-            float(found.mean()),
-            total / terms,
-            len(found),
-            lambda at: float(found[at].mean()),
-            share=self.metric == "exact_match",
-        )
+        statistic, share = text_statistic(self.metric, [one.example.output or "" for one in encoded], texts)
+        return _Judged(statistic(np.arange(len(texts))), total / terms, len(texts), statistic, share)
+
+
+def label_statistic(
+    metric: Metric, given: npt.NDArray[np.int64], expected: npt.NDArray[np.int64], losses: Floats
+) -> tuple[Statistic, bool]:
+    """The metric over any of N rows, from label indexes [N] and losses [N]; and whether it is a share of rows."""
+    if metric == "loss":
+        return lambda at: float(losses[at].mean()), False
+    if metric == "macro_f1":
+        return lambda at: macro_f1(expected[at].tolist(), given[at].tolist()), False
+    right = (expected == given).astype(np.float64)
+    return lambda at: float(right[at].mean()), True
+
+
+def text_statistic(metric: Metric, expected: Sequence[str], given: Sequence[str]) -> tuple[Statistic, bool]:
+    """The same of texts, by ROUGE-L or exact match."""
+    judge = rouge_l if metric == "rouge_l" else exact_match
+    found = np.asarray([judge(one, text) for one, text in zip(expected, given, strict=True)], np.float64)
+    return lambda at: float(found[at].mean()), metric == "exact_match"

@@ -16,7 +16,11 @@ RUNGS = (0.25, 0.5)
 
 
 class SuccessiveHalving:
-    """Ends runs. All runs have the same number of steps and dev rows; it holds no state, so a resumed loop goes on."""
+    """Ends runs. All runs have the same number of steps and dev rows; it holds no state, so a resumed loop goes on.
+    `least` of them see the end in any case."""
+
+    def __init__(self, least: int = 1) -> None:
+        self._least = least
 
     def __call__(self, runs: Sequence[Run]) -> None:
         active = [run for run in runs if not run.place.done]
@@ -24,8 +28,13 @@ class SuccessiveHalving:
             return
         step, steps = active[0].place.step, active[0].schedule.steps
         for rung, share in enumerate(RUNGS, start=1):
-            if step == max(1, round(share * steps)) < steps:
-                self._halve(runs, keep=math.ceil(len(runs) / 2**rung))
+            if step == _step_of(share, steps) < steps:
+                self._halve(runs, keep=max(self._least, math.ceil(len(runs) / 2**rung)))
+
+    def round_of(self, run: Run) -> int:
+        """The rung, from 1, at which a pruned run ended."""
+        steps = run.schedule.steps
+        return next(rung for rung, share in enumerate(RUNGS, start=1) if run.place.step <= _step_of(share, steps))
 
     def _halve(self, runs: Sequence[Run], *, keep: int) -> None:
         """End what is not among the best `keep`. A run that has ended by itself keeps its place among them."""
@@ -35,6 +44,10 @@ class SuccessiveHalving:
         for run in ranked(runs)[keep:]:
             if not run.place.done:
                 run.prune()
+
+
+def _step_of(share: float, steps: int) -> int:
+    return max(1, round(share * steps))
 
 
 def ranked(runs: Sequence[Run]) -> list[Run]:

@@ -11,6 +11,7 @@ has begun. `attempt` counts the claims; it is the fencing token of every write m
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,7 +45,8 @@ class Record(BaseModel):
 
 
 class Progress(Record):
-    """Where a training run is. `loss` is the mean over the steps since the last report, `score` the best so far."""
+    """Where a training run is. `loss` is the mean over the steps since the last report, `score` the best so far. Of a
+    sweep: how many members still learn, and the number of the one that leads."""
 
     step: int
     total: int
@@ -52,6 +54,8 @@ class Progress(Record):
     loss: float | None = None
     score: float | None = None
     eta_s: float | None = None
+    learning: int | None = None
+    leader: int | None = None
 
 
 class JobError(Record):
@@ -63,16 +67,34 @@ class JobError(Record):
     row: int | None = None
 
 
+class Published(Record):
+    version: int
+    digest: str
+
+
 class JobResult(Record):
-    """The one version a job published. `promoted`: whether the alias was moved to it."""
+    """What a job published: one version, or those of an ensemble, the best first. `promoted`: whether the alias was
+    moved to it. `sweep`: every member of a sweep, as on the best version's card."""
 
     version: int
     digest: str
     promoted: bool
+    ensemble: tuple[Published, ...] | None = None
+    sweep: tuple[dict[str, Any], ...] | None = None
 
     @classmethod
-    def of(cls, version: Version) -> Self:
-        return cls(version=version.number, digest=version.digest, promoted=version.state == "published")
+    def of(cls, versions: Sequence[Version]) -> Self:
+        """Of all versions of one publication, in their order."""
+        best = versions[0]
+        several = tuple(Published(version=one.number, digest=one.digest) for one in versions)
+        table = best.card[0].details.get("sweep") if best.card else None
+        return cls(
+            version=best.number,
+            digest=best.digest,
+            promoted=best.state == "published",
+            ensemble=several if len(several) > 1 else None,
+            sweep=None if table is None else tuple(table),
+        )
 
 
 class Job(Record):
@@ -98,6 +120,7 @@ class Job(Record):
     hyperparameters: dict[str, Any]
     publish: dict[str, Any]
     metadata: dict[str, str] = Field(default_factory=dict)
+    members: list[dict[str, Any]] = Field(default_factory=list, description="Of a sweep: what each member is, from 1.")
 
     @property
     def ended(self) -> bool:

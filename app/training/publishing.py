@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from app.backbone import Backbone, SoftPrompt, load_prompt, parse_template
 from app.backbone.soft_prompt import VECTORS, from_tensors, place, to_tensors
 from app.errors import Conflict, InvalidPrompt
 from app.training.data import Example
+from app.training.ensembles import Part, can_measure, measure_together
 from app.training.evaluate import Evaluator, Measured
 from app.training.gate import Gain, gain_over, passes
 from app.training.golden import golden_outputs
@@ -29,6 +30,7 @@ from prompt_store import (
     AliasNotFound,
     Decoding,
     Evaluation,
+    NewPrompt,
     PromptMeta,
     PromptStore,
     RevisionMismatch,
@@ -36,7 +38,10 @@ from prompt_store import (
     TaskSpec,
     Version,
 )
-from prompt_store.models import Metric, TensorName
+from prompt_store.models import EnsembleMode, Metric, TensorName, VersionState
+
+MODE: EnsembleMode = "vote"
+"""How a sweep's best answer together."""
 
 RACES = 3
 """How often an alias may move under a comparison before the job stays a candidate."""
@@ -53,6 +58,7 @@ class Trained:
     measured: Measured
     card: Evaluation
     dev: Sequence[Example]
+    evaluator: Evaluator
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -69,14 +75,30 @@ class Trained:
         }
 
 
+def join(trained: Sequence[Trained]) -> tuple[list[Trained], dict[str, Any]]:
+    """The members of an ensemble with its figures on each card, and those figures for the job's record; one prompt
+    alone as it is."""
+    metric = trained[0].measured.metric
+    labels = trained[0].evaluator.encoder.verbalizer is not None
+    if len(trained) == 1 or not can_measure(labels=labels, mode=MODE, metric=metric):
+        return list(trained), {}
+    found = measure_together([Part(one.evaluator, one.prompt) for one in trained], trained[0].dev, MODE, metric)
+    told = {"mode": MODE, "of": len(trained), "score": found.score, "n": found.n, "interval": list(found.interval)}
+    joined = []
+    for number, one in enumerate(trained, start=1):
+        details = one.card.details | {"ensemble": told | {"place": number}}
+        joined.append(replace(one, card=one.card.model_copy(update={"details": details})))
+    return joined, {"ensemble": told}
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """Whether to move the alias, and what that was decided on: the version compared with, at which alias revision, its
-    score and the gain over it, by `metric`."""
+    """Whether to move the alias, and what that was decided on: what it was compared with (an ensemble's versions), at
+    which alias revision, its score and the gain over it, by `metric`."""
 
     promote: bool
     expected: int | None = None
-    compared: Version | None = None
+    compared: tuple[Version, ...] = ()
     score: float | None = None
     gain: Gain | None = None
     metric: Metric | None = None
@@ -84,9 +106,11 @@ class Verdict:
     @property
     def comparison(self) -> dict[str, Any]:
         """What the card and the job's record say of it; empty where nothing was compared."""
-        if self.compared is None:
+        if not self.compared:
             return {}
-        told = {"version": self.compared.number, "score": self.score, "metric": self.metric}
+        numbers = [version.number for version in self.compared]
+        told: dict[str, Any] = {"version": numbers[0]} if len(numbers) == 1 else {"version": None, "ensemble": numbers}
+        told |= {"score": self.score, "metric": self.metric}
         return told if self.gain is None else told | asdict(self.gain) | {"interval": list(self.gain.interval)}
 
 
@@ -148,12 +172,13 @@ class Publisher:
                 details=details,
             ),
             dev=dev,
+            evaluator=self._evaluator,
         )
 
-    def publish(self, trained: Trained) -> tuple[JobResult, Verdict]:
-        """Make the version, and move the alias if it is to move.
+    def publish(self, *trained: Trained) -> tuple[JobResult, Verdict]:
+        """Make the version, or several with the ensemble that they are, and move the alias if it is to move.
 
-        The same job again gives the same version. Raises Fenced, StoreUnavailable and other errors of the store.
+        The same job again gives the same versions. Raises Fenced, StoreUnavailable and other errors of the store.
         """
         for _ in range(RACES):
             verdict = self._decide(trained)
@@ -164,45 +189,56 @@ class Publisher:
         verdict = Verdict(promote=False)
         return self._commit(trained, verdict), verdict
 
-    def _commit(self, trained: Trained, verdict: Verdict) -> JobResult:
-        card = trained.card
-        if verdict.compared is not None:
-            card = card.model_copy(update={"details": card.details | {"compared_with": verdict.comparison}})
-        publication = self._store.publish(
-            task=self._plan.task,
-            meta=trained.meta,
-            tensors=trained.tensors,
-            publication=self._job_id,
-            alias=self._plan.publish.alias if verdict.promote else None,
-            state="published" if verdict.promote else "candidate",
-            fence=self._attempt,
-            alias_revision=verdict.expected,
-            card=(card,),
-            spec=trained.spec,
-        )
-        return JobResult.of(publication.version)
+    def _commit(self, trained: Sequence[Trained], verdict: Verdict) -> JobResult:
+        best = trained[0]
+        told = {"compared_with": verdict.comparison} if verdict.compared else {}
+        cards = [one.card.model_copy(update={"details": one.card.details | told}) for one in trained]
+        publish: _Publish = {
+            "task": self._plan.task,
+            "publication": self._job_id,
+            "alias": self._plan.publish.alias if verdict.promote else None,
+            "state": "published" if verdict.promote else "candidate",
+            "fence": self._attempt,
+            "alias_revision": verdict.expected,
+            "spec": best.spec,
+        }
+        if len(trained) == 1:
+            made = self._store.publish(meta=best.meta, tensors=best.tensors, card=cards, **publish)
+            return JobResult.of([made.version])
+        prompts = [NewPrompt(one.meta, one.tensors, (card,)) for one, card in zip(trained, cards, strict=True)]
+        return JobResult.of(self._store.publish_together(prompts=prompts, mode=MODE, **publish).versions)
 
-    def _decide(self, trained: Trained) -> Verdict:
+    def _decide(self, trained: Sequence[Trained]) -> Verdict:
         when = self._plan.publish.when
         if when != "better_than_current":
             return Verdict(promote=when == "always")
         alias = self._alias()
         if alias is None:
             return Verdict(promote=True, expected=0)
-        if alias.version is None:
-            return Verdict(promote=False)  # a split or an ensemble is somebody's experiment: people move it
-        current = self._store.get_version(self._plan.task, alias.version)
+        if alias.split is not None:
+            return Verdict(promote=False)  # a split is somebody's experiment: people move it
+        publish = self._plan.publish
+        metric = publish.metric or self._evaluator.metric
+        if not all(can_measure(labels=self._labels, mode=mode, metric=metric) for mode in _modes(alias, trained)):
+            return Verdict(promote=False)
+        current = [self._store.get_version(self._plan.task, number) for number in alias.versions]
         try:
-            loaded = load_prompt(current, self._store.load(current), self._backbone)
+            loaded = [load_prompt(one, self._store.load(one), self._backbone) for one in current]
         except InvalidPrompt:
             return Verdict(promote=True, expected=alias.revision)  # made for another backbone: it cannot answer here
-        publish = self._plan.publish
-        evaluator = replace(self._evaluator, metric=publish.metric or self._evaluator.metric)
-        before = evaluator.measure_loaded(loaded, trained.dev)
-        same = evaluator.metric == trained.measured.metric
-        now = trained.measured if same else evaluator.measure(trained.prompt, trained.dev)
+        dev = trained[0].dev
+        mode = alias.ensemble.mode if alias.ensemble is not None else MODE
+        before = _measure([Part(*self._evaluator.reading(one)) for one in loaded], dev, mode, metric)
+        if len(trained) == 1 and metric == trained[0].measured.metric:
+            now = trained[0].measured
+        else:
+            now = _measure([Part(one.evaluator, one.prompt) for one in trained], dev, MODE, metric)
         gain = gain_over(now, before, least=publish.min_gain)
-        return Verdict(passes(publish, gain), alias.revision, current, before.score, gain, before.metric)
+        return Verdict(passes(publish, gain), alias.revision, tuple(current), before.score, gain, before.metric)
+
+    @property
+    def _labels(self) -> bool:
+        return self._evaluator.encoder.verbalizer is not None
 
     def _alias(self) -> Alias | None:
         try:
@@ -256,6 +292,30 @@ class Publisher:
                 "metadata": dict(self._plan.metadata),
             },
         )
+
+
+class _Publish(TypedDict):
+    """What the two ways to publish have in common."""
+
+    task: str
+    publication: str
+    alias: str | None
+    state: VersionState
+    fence: int
+    alias_revision: int | None
+    spec: TaskSpec
+
+
+def _modes(alias: Alias, trained: Sequence[Trained]) -> list[EnsembleMode]:
+    """How the ensembles on either side of a comparison answer."""
+    current: list[EnsembleMode] = [] if alias.ensemble is None else [alias.ensemble.mode]
+    return current + ([MODE] if len(trained) > 1 else [])
+
+
+def _measure(parts: Sequence[Part], dev: Sequence[Example], mode: EnsembleMode, metric: Metric) -> Measured:
+    if len(parts) > 1:
+        return measure_together(parts, dev, mode, metric)
+    return replace(parts[0].evaluator, metric=metric).measure(parts[0].prompt, dev)
 
 
 def _shapes(prompt: SoftPrompt | None) -> dict[TensorName, tuple[int, ...]] | None:

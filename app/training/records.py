@@ -282,6 +282,7 @@ def _job(found: Mapping[str, str]) -> Job:
         hyperparameters=plan["hyperparameters"] | used,
         publish=plan["publish"],
         metadata=plan["metadata"],
+        members=[member["settings"] for member in plan.get("members", ())],
         **record,
     )
 

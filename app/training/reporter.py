@@ -70,11 +70,19 @@ class Reporter:
         """What "auto" stands for in this run."""
         self._report(hyperparameters=hyperparameters)
 
-    def settled(self, message: str) -> None:
+    def settled(self, message: str, **data: Any) -> None:
         """A choice that only the trainer could make."""
-        self._report(event=event_json("message", message))
+        self._report(event=event_json("message", message, **data))
 
-    def stepped(self, step: int, loss: float, best: Judgement | None) -> None:
+    def stepped(
+        self,
+        step: int,
+        loss: float,
+        best: Judgement | None,
+        *,
+        leader: int | None = None,
+        learning: int | None = None,
+    ) -> None:
         now = self._clock()
         self._first = self._first or (now, step)
         self._losses.append(loss)
@@ -87,6 +95,8 @@ class Reporter:
             loss=sum(self._losses) / len(self._losses),
             score=None if best is None else best.score,
             eta_s=self._eta(now, step),
+            leader=leader,
+            learning=learning,
         )
         story = ""
         if step - self._last_story >= self._total / STORIES:
@@ -96,13 +106,16 @@ class Reporter:
         self._report(progress=progress, metrics=self._metrics, event=story)
         self._last_report, self._losses = now, []
 
-    def evaluated(self, step: int, judgement: Judgement, *, best: bool) -> None:
+    def evaluated(
+        self, step: int, judgement: Judgement, *, best: bool, member: int | None = None, name: str = ""
+    ) -> None:
+        """`member`: of a sweep, its number and name; `best`: the best of all."""
         found = {"dev_loss": _finite(judgement.loss), self._metric: _finite(judgement.score)}
         if best:
-            self._metrics |= found | {"best_step": step}
-        event = event_json(
-            "metrics", f"step {step}: {self._metric} {judgement.score:.4f}", step=step, best=best, **found
-        )
+            self._metrics |= found | {"best_step": step} | ({} if member is None else {"member": member})
+        told = f"step {step}: {self._metric} {judgement.score:.4f}"
+        about = {} if member is None else {"member": member}
+        event = event_json("metrics", f"{name} {told}".strip(), step=step, best=best, **about, **found)
         self._report(metrics=self._metrics, event=event)
 
     def saved(self, step: int) -> None:

@@ -130,6 +130,11 @@ class Run:
         return self._peaks[next(iter(self._parameters))]
 
     @property
+    def longest(self) -> int:
+        """Tokens of its longest row."""
+        return max(one.length for one in self._examples)
+
+    @property
     def error(self) -> Diverged | None:
         """Why an ended run has no outcome."""
         if self.place.bad_steps >= BAD_STEPS:

@@ -9,33 +9,34 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import redis
 
-from app.backbone import Backbone, compile_verbalizer, default_bos, parse_template
+from app.backbone import Backbone
 from app.training.checkpoints import Checkpoints
-from app.training.cotraining import MICRO_TOKENS
+from app.training.contest import Contest
+from app.training.cotraining import MICRO_TOKENS, CoTrainer
 from app.training.data import Example
 from app.training.datasets import DatasetStore
 from app.training.evaluate import Evaluator
 from app.training.examples import Encoded, Encoder, split_rows
 from app.training.gradients import Fill
 from app.training.job import Status
-from app.training.label_words import search_label_words
 from app.training.memory import make_budget
-from app.training.methods import METHODS, LearnedMethod, SearchedMethod
+from app.training.methods import METHODS, SearchedMethod
 from app.training.plan import Plan
-from app.training.publishing import Publisher, Trained, Verdict
+from app.training.preparing import Preparation
+from app.training.publishing import Publisher, Trained, Verdict, join
 from app.training.records import JobRecords, job_folder
 from app.training.reporter import Reporter
-from app.training.schedule import Schedule, make_schedule
+from app.training.schedule import Schedule
 from app.training.searching import Search
-from app.training.sources import RegistrySources, read_version
-from app.training.surroundings import SAMPLE_ROWS, gather
+from app.training.sources import read_version
+from app.training.surroundings import SAMPLE_ROWS
 from app.training.trainer import Interrupted, Outcome, Trainer
 from prompt_store import PromptStore, StoreUnavailable
 
@@ -81,41 +82,90 @@ class Session:
     def run(self) -> None:
         """Raises Interrupted, Lost, or an error of the service or the store."""
         train, dev, split = self._examples()
-        encoder = self._encoder(train)
-        encoded = [encoder.encode(example) for example in train]
-        schedule = make_schedule(
-            self._plan.hyperparameters,
-            rows=len(encoded),
-            num_virtual_tokens=parse_template(self._plan.template).num_virtual_tokens,
-        )
+        context = self._context
+        prepare = Preparation(context.backbone, context.store, context.max_context, context.stop, train)
+        if self._plan.members:
+            self._sweep(prepare, dev, split)
+            return
+        encoder = prepare.encoder(self._plan)
+        encoded = prepare.encode(encoder)
+        schedule = prepare.schedule(self._plan, len(encoded))
         if isinstance(self._method, SearchedMethod):
             schedule = replace(schedule, steps=self._method.evaluations(self._plan.method), epochs=0.0)
         reporter = self._reporter(schedule, len(encoded))
         self._warn_of_cuts(reporter, encoder, encoded)
-        evaluator = self._evaluator(encoder, train, schedule)
+        evaluator = prepare.evaluator(self._plan, encoder)
         if isinstance(self._method, SearchedMethod):
             peak_rate = 0.0
             outcome, evaluator = self._search(self._method, schedule, evaluator, train, dev, reporter)
             schedule = replace(schedule, num_virtual_tokens=evaluator.encoder.template.num_virtual_tokens)
         else:
-            assert isinstance(self._method, LearnedMethod)
-            trainer = self._trainer(self._method, schedule, encoder, encoded, evaluator, dev, reporter)
+            trainer = self._trainer(prepare, schedule, evaluator, encoded, dev, reporter)
             peak_rate = trainer.peak_rate
             reporter.chose(schedule.describe(peak_rate))
             outcome = trainer.run()
         self._move("evaluating")
-        publisher = Publisher(
-            self._context.store,
-            self._context.backbone,
-            self._plan,
-            evaluator,
-            job_id=self._job_id,
-            attempt=self._attempt,
-        )
+        publisher = self._publisher(self._plan, evaluator)
         trained = publisher.describe(outcome, schedule, peak_rate, train=train, dev=dev, split=split)
         reporter.measured(trained.metrics)
         self._move("publishing")
-        self._finish(publisher, trained)
+        self._finish(publisher, [trained])
+
+    def _sweep(self, prepare: Preparation, dev: list[Example], split: str) -> None:
+        """Many runs in place of one; the best of them are published, together or not at all."""
+        keep = self._plan.publish.top_k or 1
+        first = prepare.schedule(self._plan, len(prepare.train))
+        reporter = self._reporter(first, len(prepare.train))
+        told = first.describe(0.0)
+        reporter.chose({name: told[name] for name in ("n_epochs", "batch_size", "steps")})
+        contest = Contest(self._plan, prepare, dev, reporter, keep=keep)
+        self._cotrainer(contest, reporter).run()
+        best = contest.best(keep)
+        reporter.settled(f"{best[0].name} has won", member=best[0].number)
+        reporter.chose(best[0].schedule.describe(best[0].run.peak_rate))
+        self._move("evaluating")
+        trained = []
+        for one in best:
+            about = {"member": one.number, "settings": one.member.settings}
+            if one is best[0]:
+                about["sweep"] = contest.table(best)
+            outcome = one.run.outcome
+            trained.append(
+                self._publisher(one.plan, one.evaluator).describe(
+                    replace(outcome, details={**outcome.details, **about}),
+                    one.schedule,
+                    one.run.peak_rate,
+                    train=prepare.train,
+                    dev=dev,
+                    split=split,
+                )
+            )
+        trained, together = join(trained)
+        reporter.measured(trained[0].metrics | {"member": best[0].number} | together)
+        self._move("publishing")
+        self._finish(self._publisher(best[0].plan, best[0].evaluator), trained)
+
+    def _cotrainer(self, contest: Contest, reporter: Reporter) -> CoTrainer:
+        context = self._context
+        return CoTrainer(
+            context.backbone,
+            contest.runs,
+            watcher=reporter,
+            checkpoints=self._checkpoints(contest.identity),
+            checkpoint_s=context.checkpoint_s,
+            prune=contest.prune,
+            budget=make_budget(
+                context.backbone,
+                self._plan.hyperparameters.gradient_checkpointing,
+                tokens=MICRO_TOKENS,
+                longest=contest.longest,
+            ),
+            fill=context.fill,
+        )
+
+    def _publisher(self, plan: Plan, evaluator: Evaluator) -> Publisher:
+        context = self._context
+        return Publisher(context.store, context.backbone, plan, evaluator, job_id=self._job_id, attempt=self._attempt)
 
     def _examples(self) -> tuple[list[Example], list[Example], str]:
         """(training, dev, name of the dev split)."""
@@ -128,34 +178,6 @@ class Session:
             share = min(SMALL_SPLIT if count < SMALL_SET else LARGE_SPLIT, MAX_DEV_ROWS / count)
         train, dev = split_rows(rows.examples, share, seed=0)
         return (train, dev, "dev") if dev else (train, train, "train")
-
-    def _encoder(self, train: list[Example]) -> Encoder:
-        backbone = self._context.backbone
-        template, config = parse_template(self._plan.template), self._plan.method
-        beside = self._method.decoder_tokens(config, template, backbone.family)
-        encoder = Encoder(
-            backbone.tokenizer,
-            self._method.wording(config, template, backbone.family),
-            default_bos(backbone.tokenizer),
-            None,
-            min(self._context.max_context, backbone.max_positions) - beside,
-        )
-        words: Mapping[str, Sequence[str]] | None = self._plan.verbalizer
-        if self._plan.search_words:
-            bare = replace(encoder, template=encoder.template.without_slots())
-            words = search_label_words(backbone, bare, self._plan.spec.labels or (), train)
-        return encoder if words is None else replace(encoder, verbalizer=compile_verbalizer(backbone.tokenizer, words))
-
-    def _evaluator(self, encoder: Encoder, train: list[Example], schedule: Schedule) -> Evaluator:
-        tokenizer = self._context.backbone.tokenizer
-        longest = max((len(tokenizer.encode_text(e.output)) for e in train[:SAMPLE_ROWS] if e.output), default=0)
-        return Evaluator(
-            backbone=self._context.backbone,
-            encoder=encoder,
-            metric=self._plan.spec.metric,
-            max_tokens=min(256, max(8, longest * 5 // 4)),
-            seed=schedule.seed,
-        )
 
     def _search(
         self,
@@ -189,32 +211,22 @@ class Session:
 
     def _trainer(
         self,
-        method: LearnedMethod,
+        prepare: Preparation,
         schedule: Schedule,
-        encoder: Encoder,
-        encoded: list[Encoded],
         evaluator: Evaluator,
+        encoded: list[Encoded],
         dev: list[Example],
         reporter: Reporter,
     ) -> Trainer:
-        context = self._context
+        context, encoder = self._context, evaluator.encoder
         backbone = context.backbone
-        around = gather(
-            self._plan.method,
-            schedule,
-            backbone,
-            encoded,
-            encoder.verbalizer,
-            sources=RegistrySources(context.store, backbone, self._plan.task),
-            stop=context.stop.is_set,
-        )
-        settled = method.settle(self._plan.method, around)
+        settled, learner = prepare.begin(self._plan, schedule, encoder, encoded)
         if settled != self._plan.method:
             self._plan = self._plan.model_copy(update={"method": settled})
             reporter.settled(f"the method is settled: {settled.model_dump_json(exclude_none=True)}")
         return Trainer(
             backbone,
-            method.begin(settled, around),
+            learner,
             encoded,
             encoder.verbalizer,
             schedule,
@@ -231,10 +243,10 @@ class Session:
             fill=context.fill,
         )
 
-    def _checkpoints(self) -> Checkpoints:
-        """Of this plan and this backbone alone."""
+    def _checkpoints(self, more: str = "") -> Checkpoints:
+        """Of this plan and this backbone alone, and of whatever `more` tells."""
         context = self._context
-        identity = f"{self._plan.model_dump_json()}{context.backbone.fingerprint}".encode()
+        identity = f"{self._plan.model_dump_json()}{context.backbone.fingerprint}{more}".encode()
         folder = job_folder(context.data_dir, self._job_id)
         return Checkpoints(folder, attempt=self._attempt, identity=hashlib.sha256(identity).hexdigest())
 
@@ -266,8 +278,8 @@ class Session:
         if reply != "moved":
             raise Lost(reply)
 
-    def _finish(self, publisher: Publisher, trained: Trained) -> None:
-        result, verdict = self._patiently(lambda: publisher.publish(trained))
+    def _finish(self, publisher: Publisher, trained: Sequence[Trained]) -> None:
+        result, verdict = self._patiently(lambda: publisher.publish(*trained))
         reply = self._patiently(
             lambda: self._context.records.move(
                 self._job_id, "succeeded", attempt=self._attempt, result=result, **_compared(verdict)
@@ -289,7 +301,7 @@ class Session:
 
 
 def _compared(verdict: Verdict) -> dict[str, Any]:
-    if verdict.compared is None:
+    if not verdict.compared:
         return {}
     told = verdict.comparison
     return {"compared_with": told.pop("version"), **{f"compared_{name}": value for name, value in told.items()}}

@@ -81,11 +81,11 @@ class Supervisor:
 
     def _published_before(self, job_id: str, attempt: int) -> bool:
         """An earlier attempt's worker may have died between publishing and saying so."""
-        version = self._store.find_publication(job_id)
-        if version is None:
+        versions = self._store.find_publications(job_id)
+        if not versions:
             return False
         self._records.move(job_id, "publishing", attempt=attempt)
-        self._records.move(job_id, "succeeded", attempt=attempt, result=JobResult.of(version))
+        self._records.move(job_id, "succeeded", attempt=attempt, result=JobResult.of(versions))
         self._forget(job_id)
         return True
 
@@ -155,10 +155,10 @@ def give_up(records: JobRecords, store: PromptStore, job_id: str, *, attempt: in
     A holder that was only frozen may wake up: from here on it can publish nothing.
     """
     store.raise_fence(job_id, records.get(job_id).attempt + 1)
-    version = store.find_publication(job_id)
-    if version is not None:
+    versions = store.find_publications(job_id)
+    if versions:
         records.move(job_id, "publishing", attempt=attempt)
-        records.move(job_id, "succeeded", attempt=attempt, result=JobResult.of(version))
+        records.move(job_id, "succeeded", attempt=attempt, result=JobResult.of(versions))
         return
     message = f"the worker was lost {GIVE_UP_AFTER} times in a row without progress"
     records.move(job_id, "failed", attempt=attempt, error=JobError(code="worker_lost", message=message))

@@ -13,6 +13,7 @@ from app.cli import train_options as o
 from app.cli.errors import CliError, Exit
 from app.cli.options import DEFAULT_URL, Debug, Json, Key, Url
 from app.cli.output import Output
+from app.cli.sweep import parse_sweep
 
 
 def train(
@@ -33,11 +34,14 @@ def train(
     batch_size: o.BatchSize = None,
     learning_rate: o.LearningRate = None,
     seed: o.Seed = None,
+    sweep: o.Sweep = None,
+    keep_all: o.KeepAll = False,
     publish: o.Publish = "always",
     alias: o.Alias = "prod",
     gate_metric: o.GateMetric = None,
     min_gain: o.MinGain = None,
     confidence: o.Confidence = None,
+    top_k: o.TopK = None,
     idempotency_key: o.IdempotencyKey = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
@@ -54,7 +58,7 @@ def train(
         "learning_rate": learning_rate,
         "seed": seed,
     }
-    gate = {"metric": gate_metric, "min_gain": min_gain, "confidence": confidence}
+    gate = {"metric": gate_metric, "min_gain": min_gain, "confidence": confidence, "top_k": top_k}
     options = {"init": init, "init_text": init_text, "reparametrization": reparametrization}
     body = {
         "task": task,
@@ -62,6 +66,7 @@ def train(
         "verbalizer": _parse_verbalizer(verbalizer),
         "hyperparameters": _given(hyperparameters) or None,
         "method": _method(method, _given(options) | _parse_options(method_option or [])),
+        "sweep": parse_sweep(sweep or [], keep_all=keep_all),
         "publish": {"when": publish, "alias": alias, **_given(gate)},
     }
     out = Output(as_json=as_json)

@@ -88,6 +88,74 @@ def test_train_with_a_method_sends_its_options(
     assert service.asked[-1].json["method"] == sent
 
 
+@pytest.mark.parametrize(
+    ("words", "sent"),
+    [
+        ("--sweep learning_rate=0.1,0.3 --sweep seed=1,2", {"learning_rate": [0.1, 0.3], "seed": [1, 2]}),
+        ("--sweep seed=1 --sweep seed=2,3", {"seed": [1, 2, 3]}),
+        ("--sweep init=vocab,labels --keep-all", {"init": ["vocab", "labels"], "halving": False}),
+        ("--sweep learning-rate=auto,1e-3", {"learning_rate": ["auto", 1e-3]}),
+        ("--sweep method=p_tuning,residual", {"method": [{"type": "p_tuning"}, {"type": "residual"}]}),
+        (
+            '--sweep method=[{"type":"p_tuning","encoder":"lstm"},{"type":"residual"}]',
+            {"method": [{"type": "p_tuning", "encoder": "lstm"}, {"type": "residual"}]},
+        ),
+        (
+            "--sweep template={text},<prompt:4> --sweep template=<prompt>{text}",
+            {"template": ["{text},<prompt:4>", "<prompt>{text}"]},
+        ),
+    ],
+)
+def test_train_with_a_sweep_sends_its_lists(
+    chorus: Callable[..., Ran], service: FakeService, rows: Path, words: str, sent: dict[str, Any]
+) -> None:
+    chorus("train", str(rows), "--task", "tickets", *words.split(), "--top-k", "3")
+    assert service.asked[-1].json["sweep"] == sent
+    assert service.asked[-1].json["publish"]["top_k"] == 3
+
+
+@pytest.mark.parametrize("words", ["--sweep seed", "--sweep =1,2", "--sweep seed=", "--keep-all"])
+def test_train_with_a_sweep_that_is_none_says_how(
+    chorus: Callable[..., Ran], service: FakeService, rows: Path, words: str
+) -> None:
+    ran = chorus("train", str(rows), "--task", "tickets", *words.split())
+    assert ran.code == Exit.USAGE
+    assert not service.asked
+
+
+def test_train_of_a_sweep_when_watched_shows_members(
+    chorus: Callable[..., Ran], service: FakeService, rows: Path
+) -> None:
+    def row(member: int, state: str, **more: Any) -> dict[str, Any]:
+        found = {"member": member, "settings": {"seed": member}, "state": state, "score": 0.5, "steps": 10}
+        return {**found, **more}
+
+    table = [row(1, "stopped", round=1), row(2, "won", score=0.875), row(3, "diverged", score=None), row(4, "chosen")]
+    ensemble = [{"version": 4, "digest": "cd" * 32}, {"version": 5, "digest": "ef" * 32}]
+    service.answers[f"GET /v1/train/{JOB}"] = []
+    service.on(f"GET /v1/train/{JOB}", job("succeeded", result={**RESULT, "ensemble": ensemble, "sweep": table}))
+    service.answers[EVENTS] = []
+    story = (
+        ("metrics", "member 1 (seed 1) step 5: accuracy 0.5000", {"member": 1, "best": False, "step": 5}),
+        ("metrics", "member 2 (seed 2) step 5: accuracy 0.8750", {"member": 2, "best": True, "step": 5}),
+        ("progress", "", {"step": 10, "total": 40, "loss": 0.91, "score": 0.5, "leader": 2, "learning": 3}),
+        ("message", "step 10: 2 members go on; stopped: 1", {}),
+        ("status", "succeeded", {}),
+    )
+    service.on(EVENTS, stream(*story), content_type="text/event-stream")
+    out = chorus("train", str(rows), "--task", "tickets", "--watch").out
+    for part in (
+        "member 2 (seed 2) step 5",
+        "led by member 2, 3 learn",
+        "2 members go on",
+        "stopped in round 1",
+        "diverged",
+    ):
+        assert part in out
+    assert "member 1 (seed 1) step 5" not in out
+    assert "tickets@4,5 are published and answer for tickets:prod by vote" in out
+
+
 @pytest.mark.parametrize("option", ["encoder", "=lstm", " =1"])
 def test_train_with_a_method_option_that_is_none_says_how(
     chorus: Callable[..., Ran], service: FakeService, rows: Path, option: str
