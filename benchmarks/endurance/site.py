@@ -1,0 +1,105 @@
+"""What the measurements share: a text task on a running service, its load, and what processes hold."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from app.cli.bench.workload import Target, Workload
+from app.supervisor.embedded import running_url, server_folder
+from benchmarks.running import Running, checked
+from prompt_store import BackboneRef, Decoding, PromptMeta, PromptStore, TaskSpec
+
+VIRTUAL, TOKENS, WORDS = 20, 16, 24
+_numbers = itertools.count()
+
+
+def redis_url(running: Running) -> str:
+    address = running_url(server_folder(running.data_dir))
+    assert address is not None, "the service has no server of its own"
+    return address
+
+
+@contextmanager
+def open_store(running: Running) -> Iterator[PromptStore]:
+    with PromptStore.open(redis_url(running), running.data_dir / "blobs") as store:
+        yield store
+
+
+def publish_text_task(running: Running, store: PromptStore, name: str, *, seed: int = 0) -> None:
+    """A version of random vectors that writes `TOKENS` tokens; it becomes the task's `prod`."""
+    backbone = checked(httpx.get(f"{running.url}/health", timeout=30))["backbone"]
+    hidden = hidden_size(store)
+    ref = BackboneRef(name=backbone["name"], fingerprint=backbone["fingerprint"], hidden_size=hidden)
+    meta = PromptMeta(
+        task=name,
+        template=f"<prompt:{VIRTUAL}>{{text}}",
+        bos="none",
+        method={"type": "prompt_tuning"},
+        backbone=ref,
+        num_virtual_tokens=VIRTUAL,
+        decoding=Decoding(max_tokens=TOKENS),
+    )
+    vectors = np.random.default_rng(seed).normal(0, 0.02, (VIRTUAL, hidden)).astype(np.float32)
+    store.publish(
+        task=name,
+        meta=meta,
+        tensors={"prompt": vectors},
+        publication=f"endurance-{random.randrange(1 << 48):x}-{next(_numbers)}",
+        alias="prod",
+        spec=TaskSpec(fields=("text",)),
+    )
+
+
+def hidden_size(store: PromptStore) -> int:
+    """Of the backbone that the starters belong to."""
+    tasks, _ = store.list_tasks(limit=1)
+    versions, _ = store.list_versions(tasks[0].name)
+    return versions[0].meta.backbone.hidden_size
+
+
+def until_answered(url: str, task: str, *, timeout_s: float = 30) -> None:
+    """Wait until the service knows a task that was published beside it."""
+    deadline = time.monotonic() + timeout_s
+    while httpx.post(f"{url}/v1/tasks/{task}/generate", json={"input": "a"}, timeout=60).status_code != 200:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{url} never answered for {task}")
+        time.sleep(0.1)
+
+
+def load_of(*tasks: str, seed: int = 0) -> Workload:
+    targets = [Target(task, 1.0, ("text",), streams=True) for task in tasks]
+    return Workload(targets, words=WORDS, stream=False, seed=seed)
+
+
+def children(pid: int) -> list[int]:
+    """All processes below one."""
+    try:
+        own = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+    return own + [below for child in own for below in children(child)]
+
+
+def process_of(running: Running, word: str) -> int:
+    """The service's process whose command line holds `word`."""
+    for pid in children(running.process):
+        if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    raise SystemExit(f"no process of the service is a {word}")
+
+
+def resident_mib(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * 4096 / (1 << 20)
+
+
+def descriptors(pid: int) -> int:
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
