@@ -78,12 +78,12 @@ class CapabilityMissing(InvalidRequest):
     code = "capability_missing"
 
 
-class Quarantined(InvalidRequest):
-    code = "quarantined"
-
-
 class SweepTooLarge(InvalidRequest):
     code = "sweep_too_large"
+
+
+class Quarantined(InvalidRequest):
+    code = "quarantined"
 
 
 class NotFound(ChorusError):

@@ -45,9 +45,6 @@ class Settings(BaseSettings):
     device_map: Literal["none", "auto", "balanced", "balanced_low_0", "sequential"] = Field(
         "none", description="How a model larger than one GPU lies over several, by transformers; replaces `device`."
     )
-    device_map: Literal["none", "auto", "balanced", "balanced_low_0", "sequential"] = Field(
-        "none", description="How a model larger than one GPU lies over several, by transformers; replaces `device`."
-    )
     threads: int = Field(0, ge=0, description="CPU threads for the model; 0 takes all cores.")
     starters: bool = Field(True, description="Register the bundled starter prompts when the backbone matches.")
 
@@ -66,7 +63,9 @@ class Settings(BaseSettings):
     default_timeout_s: float = Field(60.0, gt=0, description="Deadline of a request that names none.")
     max_timeout_s: float = Field(600.0, gt=0, description="Longest deadline a request may ask for.")
     stall_s: float = Field(
-        180.0, ge=0, description="A step of the engine that takes longer ends the process, to be started anew; 0: never."
+        180.0,
+        ge=0,
+        description="A step of the engine that takes longer ends the process, to be started anew; 0: never.",
     )
     drain_s: float = Field(20.0, ge=0, description="How long running requests may take when the service stops.")
 
@@ -79,9 +78,6 @@ class Settings(BaseSettings):
     job_heartbeat_s: float = Field(2.0, gt=0, description="How often a worker says that it lives.")
     job_lease_s: float = Field(15.0, gt=0, description="Silence after which a worker's job is taken over.")
     checkpoint_s: float = Field(10.0, gt=0, description="Time between two checkpoints of a training run.")
-    train_processes: int = Field(
-        1, ge=1, le=64, description="Processes that train one job together, a GPU each from `device` on."
-    )
     train_processes: int = Field(
         1, ge=1, le=64, description="Processes that train one job together, a GPU each from `device` on."
     )
