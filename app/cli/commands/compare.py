@@ -146,6 +146,7 @@ def compare(
     from app.compare.tasks import Limits
 
     output = Output(as_json=as_json)
+    _check_names(methods, ablate)
     wanted = Wanted(
         files=_files(data, dev, test, manifest, template, verbalizer),
         model=model,
@@ -165,6 +166,18 @@ def compare(
         output.note(f"In {out}: comparison.md, comparison.json, pictures.")
     if not finished:
         output.note("The time box ended before all was done; the same command goes on.")
+
+
+def _check_names(methods: str | None, ablate: str | None) -> None:
+    from app.compare.ablations import check_axes
+    from app.compare.contestants import choose
+    from app.errors import InvalidRequest
+
+    try:
+        choose(_names(methods))
+        check_axes(_names(ablate) or ())
+    except InvalidRequest as error:
+        raise CliError(error.message, Exit.USAGE) from None
 
 
 def _files(
