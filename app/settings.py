@@ -34,7 +34,7 @@ class Settings(BaseSettings):
 
     # where state lives
     data_dir: Path = Field(default_factory=default_data_dir, description="Folder for everything this machine keeps.")
-    redis_url: str | None = Field(None, description="Redis or Valkey, or its Sentinels; unset: `chorus up` embeds a server.")
+    redis_url: str | None = Field(None, description="Redis, Valkey, Sentinels; unset: `chorus up` embeds a server.")
     blob_dir: Path | None = Field(None, description="Folder of prompt blobs, shared by replicas (data_dir/blobs).")
 
     # the frozen model

@@ -47,5 +47,5 @@ class Hyperparameters(Closed):
     num_virtual_tokens: VirtualTokens = "auto"
     seed: Seed | Auto = "auto"
     gradient_checkpointing: StrictBool | Auto = Field(
-        default="auto", description="Compute layers again in the backward pass: less memory, a third more time."
+        default="auto", description="Compute layers again in the backward pass: less memory, up to half more time."
     )

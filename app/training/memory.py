@@ -1,7 +1,8 @@
 """How much of a training step is computed at once, and what gives way where memory is short.
 
 First the micro-batch: half as many tokens, down to the longest row. Then, where one row is still too much, layers are
-computed again in the backward pass instead of being kept (recomputation.py), which costs about a third more time.
+computed again in the backward pass instead of being kept (recomputation.py), which takes up to half
+as long again (docs/training.md).
 Neither changes the gradients but for the order of sums.
 """
 

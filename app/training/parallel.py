@@ -2,8 +2,8 @@
 
 What is learned is small and what is large is frozen, so nothing is wrapped: every process holds the model, and the
 first one, the leader, alone knows learners, optimisers, schedules, judges, checkpoints and the registry. In a step it
-sends the prompts as the model reads them, and the rows; each process sums the gradients of its share; one sum over processes
-gives what the leader would have computed alone, up to the order of sums.
+sends the prompts as the model reads them, and the rows; each process sums the gradients of its share; one sum over
+processes gives what the leader would have computed alone, up to the order of sums.
 
 What travels are prompts and their gradients, a few megabytes a step at most, over gloo between host memories: GPUs of
 any kind do, and a process that dies closes its connections, which ends the others. Messages are JSON and float32.

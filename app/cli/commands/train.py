@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from app.cli.errors import CliError, Exit
 from app.cli.options import DEFAULT_URL, Debug, Json, Key, Url
 from app.cli.output import Output
 from app.cli.sweep import parse_sweep
+
+if TYPE_CHECKING:
+    from app.cli.client import ChorusClient
 
 
 def train(
@@ -71,14 +74,8 @@ def train(
     }
     out = Output(as_json=as_json)
     with ChorusClient(url, key) as client:
-        name = dataset or dataset_name(file)
-        out.note(_describe_upload(file, client.upload(name, file)))
-        body["training_data"] = {"dataset": name}
-        if validation is not None:
-            checked = f"{name[:52]}-validation" if dataset else dataset_name(validation)
-            out.note(_describe_upload(validation, client.upload(checked, validation)))
-            body["validation_data"] = {"dataset": checked}
-        job = client.train(_given(body), idempotency_key=idempotency_key)
+        data = _upload_rows(client, out, file, validation, dataset)
+        job = client.train(_given(body | data), idempotency_key=idempotency_key)
         _after_submit(client, job, out, watch=watch)
 
 
@@ -158,6 +155,19 @@ def _parse_verbalizer(text: str | None) -> dict[str, Any] | str | None:
     if not isinstance(found, dict):
         raise CliError("--verbalizer is an object: label to list of words", Exit.USAGE)
     return found
+
+
+def _upload_rows(
+    client: ChorusClient, out: Output, file: Path, validation: Path | None, dataset: str | None
+) -> dict[str, Any]:
+    """The parts of a request that name what was uploaded."""
+    name = dataset or dataset_name(file)
+    out.note(_describe_upload(file, client.upload(name, file)))
+    if validation is None:
+        return {"training_data": {"dataset": name}}
+    checked = f"{name[:52]}-validation" if dataset else dataset_name(validation)
+    out.note(_describe_upload(validation, client.upload(checked, validation)))
+    return {"training_data": {"dataset": name}, "validation_data": {"dataset": checked}}
 
 
 def _describe_upload(file: Path, found: dict[str, Any]) -> str:
