@@ -11,11 +11,11 @@ from typing import Any
 
 from app.training import run
 from app.training.session import Session
-from prompt_store import PromptStore, Publication
+from prompt_store import JointPublication, PromptStore, Publication
 
 PAUSE_S = float(os.environ.get("CHORUS_TEST_PAUSE_S", "0"))
 
-_move, _publish = Session._move, PromptStore.publish
+_move, _publish, _publish_together = Session._move, PromptStore.publish, PromptStore.publish_together
 
 
 def _slow_move(self: Session, to: Any) -> None:
@@ -29,7 +29,14 @@ def _slow_publish(self: PromptStore, **what: Any) -> Publication:
     return made
 
 
+def _slow_publish_together(self: PromptStore, **what: Any) -> JointPublication:
+    made = _publish_together(self, **what)
+    time.sleep(PAUSE_S)
+    return made
+
+
 if __name__ == "__main__":
     Session._move = _slow_move
     PromptStore.publish = _slow_publish
+    PromptStore.publish_together = _slow_publish_together
     raise SystemExit(run.main())

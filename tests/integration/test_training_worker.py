@@ -176,6 +176,33 @@ def test_worker_asked_to_stop_saves_its_place_and_the_next_goes_on(site: Install
     assert_resumed(site, job_id)
 
 
+def test_sweep_killed_while_it_learns_and_behind_its_commit_publishes_its_best_once(site: Installation) -> None:
+    sweep = {"num_virtual_tokens": [3, 5], "seed": [1, 2]}
+    numbers = {"batch_size": 4, "n_epochs": 10}
+    job_id = site.submit(steps=40, sweep=sweep, hyperparameters=numbers, publish={"top_k": 2})
+    moments: list[Callable[[Job], bool]] = [
+        at_step(5),
+        at_step(18),
+        lambda job: site.store.find_publication(job_id) is not None,
+    ]
+    for moment in moments:
+        worker = site.start_worker(pause_s=0.4)
+        site.wait(job_id, moment)
+        kill(worker)
+        assert not site.jobs.get(job_id).ended
+    site.start_worker()
+    job = site.wait_for_end(job_id)
+    assert (job.status, job.error, job.attempt) == ("succeeded", None, 4)
+    versions, _ = site.store.list_versions(job.task)
+    assert versions == site.store.find_publications(job_id)
+    assert job.result is not None
+    assert [one.version for one in job.result.ensemble or ()] == [one.number for one in versions] == [1, 2]
+    assert site.store.get_alias(job.task, "prod").versions == (1, 2)
+    states = [row["state"] for row in job.result.sweep or ()]
+    assert (states.count("won"), states.count("chosen"), len(states)) == (1, 1, 4)
+    assert_resumed(site, job_id)
+
+
 def test_running_job_is_cancelled_and_leaves_nothing(site: Installation) -> None:
     job_id = site.submit(steps=2000)
     other = site.submit(steps=4, task="other")
