@@ -15,7 +15,7 @@ from tests.live import HANG_S, serving
 from tests.real_world import make_real_world
 
 ROWS, QUEUED, CLIENTS, EACH = 4, 8, 120, 2
-TOKENS = 12
+TOKENS = 100
 
 
 @pytest.mark.anyio

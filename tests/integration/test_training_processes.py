@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from app.training.connection import connect
 from app.training.datasets import DatasetStore
@@ -20,6 +21,7 @@ from tests.training_data import short_request
 PATIENCE_S = 150.0
 
 
+@pytest.mark.slow
 def test_version_learned_by_two_processes_equals_that_of_one(redis_url: str, tmp_path: Path) -> None:
     with connect(redis_url) as client, PromptStore.open(redis_url, tmp_path / "blobs") as store:
         jobs = JobStore(client, store, DatasetStore(client, tmp_path / "datasets"), lease_s=5)

@@ -146,7 +146,7 @@ PARTS = {
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.parametrize("name", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
 async def test_versions_of_every_form_are_learned_and_answer_together_as_alone(
     name: str, redis_url: str, tmp_path: Path
 ) -> None:
