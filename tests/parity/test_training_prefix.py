@@ -68,6 +68,19 @@ def test_row_that_is_nothing_but_its_prefix_is_not_shared(backbone: Backbone) ->
     assert share_prefixes(backbone, rows, [vectors] * 3).found == {}
 
 
+def test_row_that_is_nothing_but_what_others_share_is_scored_as_alone(backbone: Backbone) -> None:
+    rows, vectors = (
+        [Row((-1, -2, 5, 6), 2), Row((-1, -2, 7), 2), Row((-1, -2), 2)],
+        torch.randn(2, backbone.hidden_size),
+    )
+    asked = compile_verbalizer(backbone.tokenizer, WORDS)
+    shared = share_prefixes(backbone, rows, [vectors] * 3)
+    assert len(shared.found) == 1
+    together = score_rows(backbone, rows, [vectors] * 3, [asked] * 3, shared=shared)
+    (alone,) = score_rows(backbone, rows[2:], [vectors], [asked], shared=SharedPrefixes())
+    assert torch.allclose(together[2], alone, atol=TOLERANCE * 10)
+
+
 def test_values_that_are_not_finite_stay_in_the_rows_that_read_them(backbone: Backbone) -> None:
     rows, vectors, prompts, asked = batch(backbone)
     with torch.no_grad():

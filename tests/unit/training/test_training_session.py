@@ -111,6 +111,14 @@ def test_no_row_of_the_data_is_in_the_blob(attempt: Callable[..., Job], store: P
     assert not any(row["text"].encode() in blob for row in mood_rows())
 
 
+def test_template_that_ends_with_the_text_is_learned_and_calibrated(
+    attempt: Callable[..., Job], store: PromptStore
+) -> None:
+    assert attempt(template="<prompt:4>{text}").status == "succeeded"
+    (card,) = store.get_version("mood", 1).card
+    assert card.calibration is not None
+
+
 def test_free_text_is_learned_judged_and_replayable(
     attempt: Callable[..., Job], store: PromptStore, backbone: Backbone
 ) -> None:
