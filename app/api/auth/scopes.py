@@ -30,7 +30,6 @@ ROUTES: Mapping[tuple[str, str], Need] = {
     ("GET", "/v1/tasks/{task}/versions"): "any",
     ("GET", "/v1/tasks/{task}/versions/{number}"): "any",
     ("GET", "/v1/tasks/{task}/versions/{number}/vectors"): "any",
-    ("GET", "/v1/tasks/{task}/versions/{number}/adapter"): "any",
     ("GET", "/v1/tasks/{task}/aliases/{alias}"): "any",
     # answers
     ("POST", "/v1/tasks/{ref}/generate"): "generate",
@@ -46,6 +45,7 @@ ROUTES: Mapping[tuple[str, str], Need] = {
     ("POST", "/v1/train/{id}/cancel"): "train",
     ("GET", "/v1/train/{id}/events"): "train",
     ("POST", "/v1/tasks/{task}/versions/{number}/leave-one-out"): "train",
+    ("GET", "/v1/tasks/{task}/versions/{number}/adapter"): "train",  # all that was learned
     # what others rely on
     ("PUT", "/v1/tasks/{task}"): "admin",
     ("DELETE", "/v1/tasks/{task}"): "admin",
