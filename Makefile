@@ -38,7 +38,7 @@ test-slow: setup ## the longer proofs
 	$(RUN) -m slow $(TESTS)
 
 chaos: setup ## carry out the fault matrix, kills included, and write docs/results/faults.md
-	$(RUN) -p tests.fault_matrix.matrix --faults docs/results/faults.md -m "not gpu" tests
+	$(RUN) -n 2 --dist loadfile -p tests.fault_matrix.matrix --faults docs/results/faults.md -m "not gpu" tests
 
 test-gpu: setup ## what only a GPU shows
 	$(RUN) -m gpu $(TESTS)

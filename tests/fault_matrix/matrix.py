@@ -62,7 +62,9 @@ class Matrix:
         for fault in faults_of(report.nodeid):
             count(self._tallies[fault.number], report, tries)
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workerinput"):  # one of several: whoever gathers the reports writes the page
+            return
         self._page.write_text(page_of(self._tallies), encoding="utf-8")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
