@@ -32,8 +32,8 @@ class SharedPrefixes:
     vectors: tuple[Tensor, ...] = ()  # kept alive: an identity must stay somebody's
 
     def of(self, row: Row, prompt: SoftPrompt | None) -> PrefixKV | None:
-        """What this row begins with, if it was computed. A row that is nothing but its prefix has to be computed itself:
-        somebody wants to know what follows its last token."""
+        """What this row begins with, if it was computed. A row that is nothing but its prefix has to be computed
+        itself: somebody wants to know what follows its last token."""
         if not self.found or row.prefix >= row.total:
             return None
         return self.found.get((id(prompt), row.ids[: row.prefix]))

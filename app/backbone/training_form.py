@@ -10,6 +10,7 @@ long as three plain products on rows of some tens of tokens. Longer rows stay wi
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -108,6 +109,12 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._there = frozen_linear([linear.weight], [linear.bias])
         self._back = frozen_linear([linear.weight.detach().t().contiguous()], [None])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
+        """A plain layer of its own: what oneDNN laid out cannot be copied, and a copy is made to be changed."""
+        plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        plain.weight, plain.bias = copy.deepcopy(self.weight, memo), copy.deepcopy(self.bias, memo)
+        return plain.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, in] -> […, out]"""

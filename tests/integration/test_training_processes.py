@@ -35,7 +35,7 @@ def test_version_learned_by_two_processes_equals_that_of_one(redis_url: str, tmp
                 "CHORUS_DEVICE": "cpu",
                 "CHORUS_LOG_LEVEL": "warning",
             }
-            command = [sys.executable, "-m", "tests.training_worker", "0"]
+            command = [sys.executable, "-m", "tests.training_worker"]
             worker = subprocess.Popen(command, env=environment)
             try:
                 task = f"by{processes}"

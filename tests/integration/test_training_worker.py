@@ -46,8 +46,9 @@ class Installation:
             "CHORUS_LOG_LEVEL": "warning",
         }
 
-    def start_worker(self, *, pause_s: float = 0.0) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.training_worker", str(pause_s)]
+    def start_worker(self, *, hold: str = "") -> subprocess.Popen[bytes]:
+        """`hold`: the place where its trainer stands still, so that no machine is too slow to kill it there."""
+        command = [sys.executable, "-m", "tests.training_worker", hold]
         self.workers.append(subprocess.Popen(command, env=self._environment))
         return self.workers[-1]
 
@@ -139,13 +140,13 @@ def test_worker_killed_three_times_loses_nothing_and_publishes_once(
     site: Installation, record_property: Callable[[str, object], None]
 ) -> None:
     job_id = site.submit(steps=40)
-    moments: list[Callable[[Job], bool]] = [
-        at_step(10),
-        lambda job: job.status == "evaluating",
-        lambda job: site.store.find_publication(job_id) is not None,
+    moments: list[tuple[str, Callable[[Job], bool]]] = [
+        ("evaluating", at_step(10)),
+        ("evaluating", lambda job: job.status == "evaluating"),
+        ("published", lambda job: site.store.find_publication(job_id) is not None),
     ]
-    for moment in moments:
-        worker = site.start_worker(pause_s=0.4)
+    for hold, moment in moments:
+        worker = site.start_worker(hold=hold)
         site.wait(job_id, moment)
         kill(worker)
         assert not site.jobs.get(job_id).ended
@@ -180,13 +181,13 @@ def test_sweep_killed_while_it_learns_and_behind_its_commit_publishes_its_best_o
     sweep = {"num_virtual_tokens": [3, 5], "seed": [1, 2]}
     numbers = {"batch_size": 4, "n_epochs": 10}
     job_id = site.submit(steps=40, sweep=sweep, hyperparameters=numbers, publish={"top_k": 2})
-    moments: list[Callable[[Job], bool]] = [
-        at_step(5),
-        at_step(18),
-        lambda job: site.store.find_publication(job_id) is not None,
+    moments: list[tuple[str, Callable[[Job], bool]]] = [
+        ("publishing", at_step(5)),
+        ("publishing", at_step(18)),
+        ("published", lambda job: site.store.find_publication(job_id) is not None),
     ]
-    for moment in moments:
-        worker = site.start_worker(pause_s=0.4)
+    for hold, moment in moments:
+        worker = site.start_worker(hold=hold)
         site.wait(job_id, moment)
         kill(worker)
         assert not site.jobs.get(job_id).ended
@@ -262,7 +263,7 @@ def test_worker_killed_many_times_in_one_state_publishes_once(
     for turn in range(JOBS_A_STATE):
         job_id = site.submit(steps=200 if state == "running" else 12, task=f"mood-{turn}")
         for kills in range(KILLS_A_JOB):
-            worker = site.start_worker(pause_s=0.4)
+            worker = site.start_worker(hold="evaluating" if state in ("queued", "running") else state)
             if state == "queued":
                 time.sleep(0.1 * kills)
             elif state == "running":
@@ -284,7 +285,7 @@ def test_worker_killed_between_commit_and_word_publishes_once(
 ) -> None:
     jobs = [site.submit(task=f"mood-{n}") for n in range(4)]
     for job_id in jobs:
-        worker = site.start_worker(pause_s=0.4)
+        worker = site.start_worker(hold="published")
         site.wait(job_id, lambda job: site.store.find_publication(job.id) is not None)
         kill(worker)
         assert site.jobs.get(job_id).status == "publishing"

@@ -71,3 +71,16 @@ def test_preparing_twice_changes_nothing_more() -> None:
     once = prepared(build_backbone("llama"))
     layers = [id(module) for module in once.model.modules()]
     assert [id(module) for module in prepare_for_training(once).model.modules()] == layers
+
+
+def test_copy_of_a_prepared_model_is_plain_and_its_own() -> None:
+    once = prepared(build_backbone("llama"))
+    again = copy.deepcopy(once.model)
+    assert not any(isinstance(of, PackedLinear) for of in again.modules())
+    kept = dict(once.model.named_parameters())
+    assert {name: of.shape for name, of in again.named_parameters()} == {name: of.shape for name, of in kept.items()}
+    assert all(
+        torch.equal(of, kept[name]) and of.data_ptr() != kept[name].data_ptr() for name, of in again.named_parameters()
+    )
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.allclose(again(ids).logits, once.model(ids).logits, atol=1e-4)

@@ -23,7 +23,7 @@ from app.compare.tasks import Limits, TaskFiles
 from app.compare.together import serve
 from app.errors import Conflict, InvalidRequest
 from app.training.methods import METHODS
-from tests.architectures import build_backbone
+from tests.architectures import own_copy
 from tests.training_data import mood_rows
 from tests.unit.compare.conftest import BUDGET, fresh, mood_task
 
@@ -154,9 +154,7 @@ def test_contestant_that_cannot_run_is_left_out_with_the_reason(make: Callable[.
 
 
 def test_encoder_decoder_is_compared_by_what_it_can_learn(make: Callable[..., Comparison]) -> None:
-    comparison = make(
-        "zero_shot", "few_shot", "prompt_tuning", "prefix_tuning", "full", load=lambda: build_backbone("t5")
-    )
+    comparison = make("zero_shot", "few_shot", "prompt_tuning", "prefix_tuning", "full", load=lambda: own_copy("t5"))
     comparison.run()
     serve(comparison)
     found = document(comparison.cells)["tasks"]["mood"]["contestants"]
