@@ -20,6 +20,8 @@ from benchmarks.engine.workload import Workload
 
 VLLM = ROOT / ".peers" / "vllm"
 ROWS = 64
+ROUND_S = 20.0
+"""Seconds a peer may take for its round; one that took longer is asked fewer requests in the rounds that follow."""
 CHECK_TURN = 0  # the round whose tokens are compared; measured rounds are 1, 2, …
 _MODULES: dict[str, tuple[str, dict[str, Any]]] = {
     "generate": ("peer_generate", {}),
@@ -34,12 +36,14 @@ _MODULES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Entrant:
-    """One line of a table: a peer, how it is to work, and on which share of the requests (slow ones get fewer)."""
+    """One line of a table: a peer, how it is to work, and on which share of the requests (slow ones get fewer), but
+    never fewer than `least`, which fills its batch."""
 
     label: str
     peer: str
     how: str = ""
     share: float = 1.0
+    least: int = ROWS
     slot: str = ""
 
     @property
@@ -49,7 +53,7 @@ class Entrant:
 
 @dataclass
 class Result:
-    """`values`: requests per second, one for each round. `differing`: rows of the checked round whose answers are not
+    """`requests` of the last round. `values`: requests per second, one for each round. `differing`: rows of the checked round whose answers are not
     the reference's, and how many of these at a close call. `note`: why it was not measured."""
 
     requests: int = 0
@@ -172,7 +176,13 @@ def interleave(
                 result.note = str(error)
                 continue
             result.values.append(result.requests / answer["seconds"])
+            result.requests = fewer(result.requests, answer["seconds"], entrant.least)
     return results
+
+
+def fewer(requests: int, seconds: float, least: int) -> int:
+    """Requests of the next round, after one of `requests` took `seconds`."""
+    return min(requests, max(least, int(requests * ROUND_S / seconds)))
 
 
 def _measure(stage: Stage, entrant: Entrant, turn: int, count: int) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from benchmarks.engine.stage import Entrant, Result, Stage, interleave
 from benchmarks.engine.workload import Workload, make_asks, make_tasks
 
 CHORUS = Entrant("Chorus", "chorus")
-SINGLE = Entrant("`generate`, one by one", "generate", "single", 1 / 16)
-STATIC = Entrant("`generate`, static batches of 32", "generate", "static", 1 / 2)
-CONTINUOUS = Entrant("transformers continuous batching, virtual ids, blocks of 32", "continuous", "", 1 / 4)
-SWITCHED = Entrant("PEFT, adapter switched for each request", "peft", "switched", 1 / 16)
-GROUPED = Entrant("PEFT, requests grouped by task", "peft", "grouped", 1 / 2)
+SINGLE = Entrant("`generate`, one by one", "generate", "single", 1 / 16, 4)
+STATIC = Entrant("`generate`, static batches of 32", "generate", "static", 1 / 2, 32)
+CONTINUOUS = Entrant("transformers continuous batching, virtual ids, blocks of 32", "continuous", "", 1 / 4, 32)
+SWITCHED = Entrant("PEFT, adapter switched for each request", "peft", "switched", 1 / 16, 4)
+GROUPED = Entrant("PEFT, requests grouped by task", "peft", "grouped", 1 / 2, 32)
 CHECKED = 32
 _NO_VLLM = "vLLM is not in the run"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.engine.report import Section, Verdict, best_peer, rate_rows, ratio, render, save
-from benchmarks.engine.stage import Entrant, Result, compare
+from benchmarks.engine.stage import ROUND_S, Entrant, Result, compare, fewer
 from benchmarks.engine.throughput import CHORUS, GROUPED, STATIC, Target, verdicts
 
 VLLM = Entrant("vLLM, blocks of 32", "vllm-32")
@@ -28,6 +28,13 @@ def test_answers_when_compared_count_rows_and_close_calls() -> None:
     answers = [[1, 2, 3], [4, 0, 6], [0, 8, 0], [1, 1]]
     assert compare(answers, wanted, margins, tolerance=1e-4) == (3, 1)
     assert compare([0, 1, 1], [0, 1, 2], [[1.0]] * 3, tolerance=2.0) == (1, 1)
+
+
+def test_peer_when_its_round_takes_too_long_is_asked_less_but_a_full_batch() -> None:
+    assert fewer(128, ROUND_S / 2, 64) == 128
+    assert fewer(128, ROUND_S * 1.6, 64) == 80
+    assert fewer(128, ROUND_S * 9, 64) == 64
+    assert fewer(8, ROUND_S * 9, 64) == 8
 
 
 def test_ratio_when_rounds_drift_is_taken_round_by_round() -> None:
