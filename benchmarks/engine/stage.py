@@ -53,8 +53,9 @@ class Entrant:
 
 @dataclass
 class Result:
-    """`requests` of the last round. `values`: requests per second, one for each round. `differing`: rows of the checked round whose answers are not
-    the reference's, and how many of these at a close call. `note`: why it was not measured."""
+    """`requests` of the last round. `values`: requests per second, one for each round. `differing`: rows of the checked
+    round whose answers are not the reference's, and how many of these at a close call. `note`: why it was not
+    measured."""
 
     requests: int = 0
     values: list[float] = field(default_factory=list)
