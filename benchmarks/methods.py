@@ -27,6 +27,7 @@ from app.compare.pictures import pictures
 from app.compare.report import document
 from app.compare.run import Wanted, conditions, run
 from app.compare.tasks import Limits, TaskFiles
+from benchmarks.methods_goals import goals
 from benchmarks.starters import RECIPES
 
 LABELLED = ("sst2", "trec", "subj", "ag_news", "snli", "qqp")
@@ -131,7 +132,10 @@ def write(folders: Sequence[Path], out: Path) -> None:
     for file, (_, text) in drawn.items():
         (shown / file).write_text(text, encoding="utf-8")
     links = {caption: f"methods/{file}" for file, (caption, _) in drawn.items()}
-    text = page(found, pictures=links) + "\n".join(["## To be borne in mind", "", *cautions(found), ""])
+    table = list(goals(found, LABELLED))
+    if table:
+        table = ["## Goals", "", "| goal | reached | wanted | |", "|---|---|---|---|", *table, ""]
+    text = page(found, pictures=links) + "\n".join([*table, "## To be borne in mind", "", *cautions(found), ""])
     (out / "methods.md").write_text(text, encoding="utf-8")
     (out / "methods.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

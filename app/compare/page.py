@@ -46,7 +46,7 @@ def _conditions(found: Document) -> Iterator[str]:
 
 
 def _over_tasks(found: Document) -> Iterator[str]:
-    yield f"Mean over {', '.join(found['tasks'])}."
+    yield f"Mean over {', '.join(found['mean_of'])}."
     yield ""
     yield "| method | score | requests/s |"
     yield "|---|---|---|"

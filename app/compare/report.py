@@ -34,6 +34,7 @@ def document(cells: Cells) -> Record:
     return {
         "about": {name: of for name, of in cells.about.items() if name not in ("kind", "key")},
         "tasks": {name: _task(tasks[name], results[name]) for name in tasks},
+        "mean_of": list(tasks),
         "over_tasks": _over_tasks(tasks, results),
         "served": {one["key"][0]: _pick(one, "requests_s", "tasks") for one in served},
         "own_served": _own_served(results),

@@ -9,6 +9,7 @@ import pytest
 
 from app.compare.cells import Cells
 from benchmarks.methods import BUDGET, LABELLED, joined, parts, write
+from benchmarks.methods_goals import goals
 
 
 def cells_of(folder: Path, name: str, budget: dict[str, Any]) -> None:
@@ -63,3 +64,31 @@ def test_page_joins_what_is_there_and_leaves_no_old_picture(tmp_path: Path) -> N
 def test_parts_of_other_budgets_are_not_joined() -> None:
     with pytest.raises(SystemExit, match="different models or budgets"):
         joined([{"about": {"steps": 1}}, {"about": {"steps": 2}}])
+
+
+def made(scores: dict[str, tuple[float, float]], gain: float) -> dict[str, Any]:
+    """A task of a document: (dev, test) of contestants, and the ensemble's gain."""
+    contestants = {name: {"dev": dev, "test": {"accuracy": {"score": test}}} for name, (dev, test) in scores.items()}
+    pair = {"ensemble_vs_members": {"gain": gain, "interval": [gain - 0.01, gain + 0.01]}}
+    return {"metric": "accuracy", "contestants": contestants, "pairs": pair}
+
+
+def test_goals_are_judged_on_what_dev_rows_chose() -> None:
+    usual = made({"full": (0.8, 0.8), "prompt_tuning": (0.9, 0.76), "prefix_tuning": (0.1, 0.99)}, 0.02)
+    other = made({"full": (0.8, 0.8), "prompt_tuning": (0.5, 0.4), "prefix_tuning": (0.6, 0.8)}, -0.02)
+    found = {"tasks": dict.fromkeys(LABELLED, usual) | {"sst2": other, "e2e": {}}}
+    whole, each, unseen, unseen_each, ensemble = goals(found, LABELLED)
+    mean = (5 * 0.76 + 0.4) / (6 * 0.8)
+    assert f"prompt tuning ÷ full fine-tuning | {mean:.3f} | ≥ 0.97 | **not met** |" in whole
+    assert f"each set's best by dev rows ÷ full fine-tuning | {(5 * 0.76 + 0.8) / 4.8:.3f} |" in each
+    assert "| 0.950 | ≥ 0.95 | met |" in unseen
+    assert "| 0.950 |" in unseen_each
+    assert "better on 5 of 6 sets" in ensemble
+    assert "above 0 on 5" in ensemble
+    assert ensemble.endswith("| met |")
+
+
+def test_goals_of_what_is_not_finished_are_not_judged() -> None:
+    assert list(goals({"tasks": {"sst2": made({}, 0.0)}}, LABELLED)) == []
+    alone = made({"full": (0.8, 0.8)}, 0.0) | {"pairs": {}}
+    assert list(goals({"tasks": dict.fromkeys(LABELLED, alone)}, LABELLED)) == []
