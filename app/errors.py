@@ -25,6 +25,7 @@ ChorusError
 ├── DeadlineExceeded           `timeout_s` ran out
 ├── RequestCancelled           the caller went away or cancelled
 ├── UnsupportedBackbone        a model that is refused, with the reason
+├── TracingUnavailable         a collector is named, and what talks to it is not installed
 └── EngineFailure              our fault: a row failed in the model
 """
 
@@ -146,6 +147,10 @@ class RequestCancelled(ChorusError):
 
 class UnsupportedBackbone(ChorusError):
     code = "unsupported_backbone"
+
+
+class TracingUnavailable(ChorusError):
+    code = "tracing_unavailable"
 
 
 class EngineFailure(ChorusError):

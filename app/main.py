@@ -15,6 +15,7 @@ from app.api.auth import Access, open_access
 from app.api.body import EdgeLimits
 from app.api.calibration import Calibrator
 from app.api.drain import Drain
+from app.api.job_readings import JobReadings
 from app.api.readiness import Readiness
 from app.api.server import Server, bind, server_config
 from app.api.services import BackboneFacts, Services
@@ -26,6 +27,7 @@ from app.registry import Registry
 from app.settings import Settings
 from app.telemetry import Metrics, configure_logging
 from app.telemetry.metrics import engine_readings, engine_tallies
+from app.telemetry.tracing import Tracer, open_tracer
 from app.training import DatasetStore, JobStore
 from prompt_store import PromptStore, StoreError
 from prompt_store.starters import install_starters
@@ -55,11 +57,13 @@ def create_app(
     datasets: DatasetStore | None = None,
     limits: EdgeLimits | None = None,
     access: Access | None = None,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """The application; what is not given is made from the settings when it starts.
 
-    Raises UnsafeExposure for settings that would open it to others without a key.
+    Raises UnsafeExposure for settings that would open it to others without a key, TracingUnavailable.
     """
+    tracer = tracer or open_tracer(settings.otlp_endpoint, service="chorus-api", share=settings.trace_share)
     access = access or open_access(settings)
     drain, metrics = Drain(settings.drain_s), Metrics()
     parts = Parts(store, backbone, engine, jobs, datasets)
@@ -69,7 +73,8 @@ def create_app(
         drain=drain,
         metrics=metrics,
         limits=limits or EdgeLimits(),
-        lifespan=_lifespan(settings, parts, access, drain, metrics),
+        tracer=tracer,
+        lifespan=_lifespan(settings, parts, access, drain, metrics, tracer),
     )
     app.state.drain = drain
     return app
@@ -78,16 +83,18 @@ def create_app(
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. What stands in the way is raised before it listens.
 
-    Raises UnsafeExposure, AddressTaken, StoreDown for settings without a registry, UnsupportedBackbone.
+    Raises UnsafeExposure, AddressTaken, StoreDown for settings without a registry, UnsupportedBackbone,
+    TracingUnavailable.
     """
     access = open_access(settings)
     _redis_url(settings)
     configure_logging(settings.log_level, settings.log_format)
+    tracer = open_tracer(settings.otlp_endpoint, service="chorus-api", share=settings.trace_share)
     with closing(bind(settings.host, settings.port)) as listener:
         keys = "asked for" if access.directory.has_keys else "none asked for: only this machine gets here"
         where = {"host": settings.host, "port": listener.getsockname()[1]}
         log.info("starting", extra={**where, "model": settings.model, "keys": keys})
-        app = create_app(settings, backbone=load_backbone(_backbone_config(settings)), access=access)
+        app = create_app(settings, backbone=load_backbone(_backbone_config(settings)), access=access, tracer=tracer)
 
         async def cut_off() -> None:
             services: Services = app.state.services
@@ -97,13 +104,17 @@ def serve(settings: Settings) -> None:
 
 
 def _lifespan(
-    settings: Settings, parts: Parts, access: Access, drain: Drain, metrics: Metrics
+    settings: Settings, parts: Parts, access: Access, drain: Drain, metrics: Metrics, tracer: Tracer
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(asyncio.to_thread, tracer.close)
             await stack.enter_async_context(access.followed())
             services = app.state.services = await _start(settings, parts, access, drain, metrics, stack)
+            jobs = JobReadings(services.jobs)
+            await stack.enter_async_context(jobs.followed())
+            metrics.observe("training", jobs)
             metrics.observe("registry", services.registry.readings)
             metrics.observe("engine", lambda: engine_readings(services.engine.stats()))
             metrics.observe_tallies("engine", lambda: engine_tallies(services.engine.stats()))

@@ -107,6 +107,15 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["json", "text"] = Field("text", description="Form of log lines.")
 
+    # traces
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/]",
+        description="OTLP/HTTP collector that traces are sent to, like `http://collector:4318`; unset: none are made. "
+        "Needs the extra `tracing`.",
+    )
+    trace_share: float = Field(1.0, ge=0, le=1, description="Share of the traces begun here that are kept.")
+
     @cached_property
     def blobs(self) -> Path:
         return self.blob_dir or self.data_dir / "blobs"

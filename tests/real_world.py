@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from app.backbone import Backbone
 from app.main import create_app
 from app.settings import Settings
+from app.telemetry.tracing import Tracer
 from app.training import JobStore
 from prompt_store import BlobStore, MemoryMetadata, PromptMeta, PromptStore, TaskSpec
 from prompt_store.models import Metric
@@ -62,8 +63,10 @@ class RealWorld:
         return done.version.number
 
 
-def make_real_world(folder: Path, redis_url: str, backbone: Backbone, **settings: Any) -> RealWorld:
+def make_real_world(
+    folder: Path, redis_url: str, backbone: Backbone, tracer: Tracer | None = None, **settings: Any
+) -> RealWorld:
     chosen = Settings(data_dir=folder, redis_url=redis_url, threads=1, **settings)
     store = PromptStore(MemoryMetadata(), BlobStore(folder / "blobs"))
     jobs = JobStore.open(redis_url, folder, store, lease_s=15)
-    return RealWorld(create_app(chosen, store=store, backbone=backbone, jobs=jobs), store, backbone)
+    return RealWorld(create_app(chosen, store=store, backbone=backbone, jobs=jobs, tracer=tracer), store, backbone)

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from app import __version__
 from app.api import faults
-from app.api.auth import Access
+from app.api.auth import OPEN_PATHS, Access
 from app.api.body import EdgeLimits
 from app.api.drain import Drain
 from app.api.errors import ErrorBody, error_response, from_validation
@@ -25,6 +25,7 @@ from app.api.routes import adapters, completions, datasets, docs, generate, heal
 from app.errors import ChorusError
 from app.settings import Settings
 from app.telemetry import Metrics, request_id
+from app.telemetry.tracing import Tracer
 from prompt_store import StoreError
 
 DESCRIPTION = (
@@ -41,6 +42,7 @@ def build_application(
     drain: Drain,
     metrics: Metrics,
     limits: EdgeLimits,
+    tracer: Tracer,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
 ) -> FastAPI:
     app = FastAPI(
@@ -54,12 +56,20 @@ def build_application(
         redirect_slashes=False,
         separate_input_output_schemas=False,
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
-        telemetry={"logs": False, "operation_spans": False, "auto_configure": False},
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
     )
     for module in ROUTERS:
         app.include_router(module.router)
     app.router.routes.append(docs.assets)
-    app.add_middleware(Guard, settings=settings, access=access, drain=drain, metrics=metrics, limits=limits)
+    app.add_middleware(
+        Guard, settings=settings, access=access, drain=drain, metrics=metrics, limits=limits, tracer=tracer
+    )
     app.add_exception_handler(ChorusError, _known)
     app.add_exception_handler(StoreError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -96,13 +106,16 @@ def _allowed(path: str) -> str:
 
 
 def _describe_key(app: FastAPI) -> None:
-    """Say in the contract that calls carry a bearer key, where one is set."""
+    """Say in the contract that calls carry a bearer key, where one is set, and which never do."""
     generate_schema = app.openapi
 
     def openapi() -> dict[str, Any]:
         schema = generate_schema()
         schema.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{"key": []}]
+        for path in OPEN_PATHS:
+            for call in schema["paths"][path].values():
+                call["security"] = []
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

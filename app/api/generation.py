@@ -27,6 +27,7 @@ from app.api.outputs import (
 from app.api.pinning import Pinned, pin, pin_or_error
 from app.api.schemas.generate import Input, Options, Output, Request
 from app.api.services import Services
+from app.api.spans import row_answered
 from app.engine import Answer, Ask
 from app.engine.ensemble import mean, vote
 from app.errors import InvalidRequest
@@ -93,7 +94,7 @@ async def answer_fan_out(services: Services, refs: Sequence[str], given: Input, 
 
 async def answer_one(services: Services, row: Pinned) -> Output:
     """One row; raises what went wrong."""
-    with failures_counted(services.metrics), unanswered_counts(row):
+    with failures_counted(services.metrics, row), unanswered_counts(row):
         deadline = deadline_of(services.settings, row)
         asks = asks_of(row)
         timeout_s = time_left(deadline)
@@ -101,6 +102,7 @@ async def answer_one(services: Services, row: Pinned) -> Output:
             coupled = await services.engine.answer_coupled(asks, timeout_s=timeout_s, tenant=tenant())
             members = coupled_bodies(row, coupled.members)
             output = answered(row, coupled.answer, agreement=coupled.agreement, members=members)
+            row_answered(row, output, [coupled.answer])
         elif len(asks) > 1:
             answers = await services.engine.answer_together(asks, timeout_s=timeout_s, tenant=tenant())
             output = await _settle(services, row, answers, deadline)
@@ -123,7 +125,7 @@ async def stream_one(services: Services, row: Pinned) -> AsyncGenerator[Output, 
         yield await answer_one(services, row)
         return
     first, pieces = True, 0
-    with failures_counted(services.metrics), unanswered_counts(row, lambda: pieces):
+    with failures_counted(services.metrics, row), unanswered_counts(row, lambda: pieces):
         asks = asks_of(row)
         timeout_s = time_left(deadline_of(services.settings, row))
         if row.is_coupled:
@@ -141,6 +143,7 @@ async def stream_one(services: Services, row: Pinned) -> AsyncGenerator[Output, 
                 output, pieces = partial(row, event), pieces + 1
                 if output.finish_reason:
                     count_row(services.metrics, row, output)
+                    row_answered(row, output, [event])
                 yield output
 
 
@@ -162,7 +165,7 @@ async def _answer_together(services: Services, rows: Sequence[Pinned], places: P
 
     async def settle(row: Pinned, answers: Sequence[Answer | Exception]) -> Output:
         try:
-            with failures_counted(services.metrics):
+            with failures_counted(services.metrics, row):
                 output = await _settle(services, row, answers, deadline)
         except Exception as error:
             return failed(row.first.task, row, error)
@@ -191,7 +194,10 @@ async def _settle(services: Services, row: Pinned, answers: Sequence[Answer | Ex
         else:
             given.append(answer)
     if row.mode == "one":
-        return answered(row, given[0])
-    together, agreement = vote(given) if row.mode == "vote" else mean(given)
-    members = [member_body(prompt, answer) for prompt, answer in zip(row.members, given, strict=True)]
-    return answered(row, together, agreement=agreement, members=members)
+        output = answered(row, given[0])
+    else:
+        together, agreement = vote(given) if row.mode == "vote" else mean(given)
+        members = [member_body(prompt, answer) for prompt, answer in zip(row.members, given, strict=True)]
+        output = answered(row, together, agreement=agreement, members=members)
+    row_answered(row, output, given)
+    return output

@@ -28,6 +28,7 @@ from app.errors import Draining
 from app.settings import Settings
 from app.telemetry import Metrics, request_id
 from app.telemetry.ids import new_id
+from app.telemetry.tracing import NOTHING, Facts, Span, Tracer, entered
 
 log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
@@ -49,8 +50,10 @@ class Guard:
         drain: Drain,
         metrics: Metrics,
         limits: EdgeLimits,
+        tracer: Tracer | None = None,
     ) -> None:
         self._app = app
+        self._tracer = tracer or Tracer()
         self._settings = settings
         self._drain = drain
         self._metrics = metrics
@@ -68,16 +71,30 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        exchange = Exchange(scope, send, _request_id(headers), self._limits)
+        exchange = Exchange(scope, send, _request_id(headers), self._limits, self._trace(scope, headers))
         token = request_id.set(exchange.request_id)
         counted = scope["path"] not in OPEN_PATHS
-        try:
-            with self._drain.count() if counted else nullcontext(), self._metrics.http_in_flight.track_inprogress():
-                await self._run(exchange, receive, headers)
-        finally:
-            request_id.reset(token)
-            await self._settle(exchange)
-            self._record(exchange)
+        with entered(exchange.span):
+            try:
+                with self._drain.count() if counted else nullcontext(), self._metrics.http_in_flight.track_inprogress():
+                    await self._run(exchange, receive, headers)
+            finally:
+                request_id.reset(token)
+                await self._settle(exchange)
+                self._record(exchange)
+
+    def _trace(self, scope: Scope, headers: Headers) -> Span:
+        """The request's span, in the trace its caller names. Neither path nor query are told: users write them."""
+        if not self._tracer.on or scope["path"] in _QUIET:
+            return NOTHING
+        given = headers.getlist("traceparent")
+        return self._tracer.begin(
+            _method(scope),
+            {"http.request.method": _method(scope)},
+            kind="server",
+            traceparent=given[0] if len(given) == 1 else None,
+            tracestate=",".join(headers.getlist("tracestate")) or None,
+        )
 
     async def _run(self, exchange: Exchange, receive: Receive, headers: Headers) -> None:
         scope = exchange.scope
@@ -123,7 +140,7 @@ class Guard:
 
     def _record(self, exchange: Exchange) -> None:
         scope = exchange.scope
-        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        method = _method(scope)
         route = getattr(scope.get("route"), "path", None) or route_of(method, scope["path"]) or _UNMATCHED
         seconds = time.monotonic() - exchange.began_at
         self._metrics.http_requests.labels(route, method, str(exchange.status)).inc()
@@ -133,6 +150,8 @@ class Guard:
         if exchange.account is not None and exchange.account.caller.id:
             facts["key"] = exchange.account.caller.id
         log.log(level, "request", extra={**facts, "request_id": exchange.request_id})
+        if exchange.span is not NOTHING:
+            exchange.tell_span(method, route)
         if exchange.scope["path"] not in OPEN_PATHS and self._access.audit.wants(method, route, exchange.status):
             self._audit(exchange, method, route)
 
@@ -155,9 +174,10 @@ class Guard:
 class Exchange:
     """One request and its answer: marks the answer's head, remembers its status, turns a failure into an answer."""
 
-    def __init__(self, scope: Scope, send: Send, request_id: str, limits: EdgeLimits) -> None:
+    def __init__(self, scope: Scope, send: Send, request_id: str, limits: EdgeLimits, span: Span) -> None:
         self.scope = scope
         self.request_id = request_id
+        self.span = span
         self.began_at = time.monotonic()
         self.status = 0
         self.account: Account | None = None
@@ -174,11 +194,27 @@ class Exchange:
             marks = MutableHeaders(raw=message.setdefault("headers", []))
             marks["x-request-id"] = self.request_id
             marks["x-content-type-options"] = "nosniff"
+            if self.span.traceparent is not None:
+                marks["traceresponse"] = self.span.traceparent
         try:
             async with asyncio.timeout(self._send_s):
                 await self._send(message)
         except TimeoutError:
             raise ClientDisconnect from None
+
+    def tell_span(self, method: str, route: str) -> None:
+        """What the request turned out to be. Only our own failures are failures of a server's span."""
+        self.span.rename(f"{method} {route}")
+        facts: Facts = {
+            "http.route": route,
+            "http.response.status_code": self.status,
+            "chorus.request_id": self.request_id,
+        }
+        self.span.set(facts)
+        if self.account is not None and self.account.caller.id:
+            self.span.set({"chorus.key": self.account.caller.id})
+        if self.status >= 500 or self.status == 499:
+            self.span.fail(str(self.status))
 
     async def fail(self, error: Exception) -> None:
         status = status_of(error)
@@ -193,6 +229,11 @@ class Exchange:
 
 
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
+
+
+def _method(scope: Scope) -> str:
+    method: str = scope["method"]
+    return method if method in _METHODS else "OTHER"
 
 
 def _request_id(headers: Headers) -> str:

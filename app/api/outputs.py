@@ -12,6 +12,7 @@ from app.api.auth.account import count_answer
 from app.api.errors import detail_of
 from app.api.pinning import Pinned
 from app.api.schemas.generate import MemberBody, Output, UsageBody
+from app.api.spans import row_failed
 from app.engine import Answer, StreamEvent, Usage
 from app.errors import ChorusError, DeadlineExceeded, Draining, RequestCancelled
 from app.telemetry import Metrics, request_id
@@ -131,9 +132,10 @@ def count_row(metrics: Metrics, row: Pinned, output: Output) -> None:
 
 
 @contextmanager
-def failures_counted(metrics: Metrics) -> Iterator[None]:
+def failures_counted(metrics: Metrics, row: Pinned) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         metrics.row_failures.labels(detail_of(error, None).code).inc()
+        row_failed(row, error)
         raise

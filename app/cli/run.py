@@ -39,7 +39,15 @@ Version = Annotated[
     bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
 ]
 
-HOPELESS = ("host", "model", "model_revision", "dtype", "device", "api_key")  # settings that fail the same next time
+HOPELESS = (
+    "host",
+    "model",
+    "model_revision",
+    "dtype",
+    "device",
+    "api_key",
+    "otlp_endpoint",
+)  # settings that fail the same next time
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Run": (service.up, service.serve, service.worker),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from app.backbone import Decoding, LoadedPrompt
 from app.engine.types import FinishReason
@@ -18,6 +19,16 @@ class Ask:
     input: Mapping[str, str]
     decoding: Decoding
     seed: int | None = None
+
+
+class Timing(NamedTuple):
+    """When a row came, when its prefill began, when its first token or its scores were there, and when its last, in
+    seconds on the monotonic clock."""
+
+    arrived: float
+    began: float
+    first: float
+    ended: float
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,7 @@ class Answer:
     scores: dict[str, float] | None = None
     log_scores: dict[str, float] | None = None
     token_ids: tuple[int, ...] = ()
+    timing: Timing | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -59,17 +71,20 @@ class Coupled:
 
 @dataclass(frozen=True)
 class StreamEvent:
-    """A piece of text; the last event has `finish_reason` and `usage`, and `members` and `agreement` where several
-    members wrote it, see `Coupled`."""
+    """A piece of text; the last event has `finish_reason`, `usage` and `timing`, and `members` and `agreement`
+    where several members wrote it, see `Coupled`."""
 
     text: str
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     members: tuple[float, ...] | None = None
     agreement: float | None = None
+    timing: Timing | None = field(default=None, compare=False)
 
 
-def label_answer(labels: Sequence[str], log_scores: Sequence[float], usage: Usage) -> Answer:
+def label_answer(
+    labels: Sequence[str], log_scores: Sequence[float], usage: Usage, timing: Timing | None = None
+) -> Answer:
     """The most likely label, with probabilities normalised over the label set."""
     peak = max(log_scores)
     weights = [math.exp(score - peak) for score in log_scores]
@@ -82,4 +97,5 @@ def label_answer(labels: Sequence[str], log_scores: Sequence[float], usage: Usag
         label=best,
         scores={label: weight / total for label, weight in zip(labels, weights, strict=True)},
         log_scores=dict(zip(labels, log_scores, strict=True)),
+        timing=timing,
     )

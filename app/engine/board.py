@@ -10,18 +10,17 @@ from app.engine.admission import Admission
 from app.engine.engine import ROW_FAILED
 from app.engine.flights import Flight
 from app.engine.strikes import Strikes
-from app.engine.types import Event
-from app.telemetry.tally import Tally
+from app.engine.types import EngineStats, Event
 
 # Endings of rows that may have ended in the queue: no measure of how fast work gets done.
 _UNWORKED = ("timeout", "cancelled", "drain", "error")
 
 
 class FlightBoard:
-    """Flights by request. Used inside the event loop alone. `between`: seconds between two tokens of a row."""
+    """Flights by request. Used inside the event loop alone, as are the `stats` of tokens' and rows' times."""
 
-    def __init__(self, admission: Admission, between: Tally, strikes: Strikes) -> None:
-        self._admission, self._between, self._strikes = admission, between, strikes
+    def __init__(self, admission: Admission, stats: EngineStats, strikes: Strikes) -> None:
+        self._admission, self._stats, self._strikes = admission, stats, strikes
         self._flights: dict[str, list[Flight]] = {}
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -62,17 +61,24 @@ class FlightBoard:
             if not flight.begun:
                 flight.begun = True
                 self._admission.begin(flight.cost)
+            if event.began is not None:
+                flight.prefilled = event.began, now
             if event.token is not None:
                 if flight.token_at is not None:
-                    self._between.add(now - flight.token_at)
+                    self._stats.inter_token_seconds.add(now - flight.token_at)
                 flight.token_at = now
             if event.finish is not None:
-                flight.ended = True
-                if event.error == ROW_FAILED and not flight.request.coupled:  # there any member may be the cause
-                    self._strikes.failed(flight.asked)
-                if event.finish not in _UNWORKED or flight.token_at is not None:
-                    self._admission.finish(flight.cost)
+                self._end(flight, event, now)
             flight.events.put_nowait(event)
+
+    def _end(self, flight: Flight, event: Event, now: float) -> None:
+        flight.ended, flight.ended_at = True, now
+        if flight.prefilled is not None and flight.token_at is not None:
+            self._stats.decode_seconds.add(now - flight.prefilled[1])
+        if event.error == ROW_FAILED and not flight.request.coupled:  # there any member may be the cause
+            self._strikes.failed(flight.asked)
+        if event.finish not in _UNWORKED or flight.token_at is not None:
+            self._admission.finish(flight.cost)
 
     async def quiet_within(self, seconds: float) -> bool:
         """Whether nothing is in flight any more, after waiting for at most `seconds`."""

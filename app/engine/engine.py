@@ -170,8 +170,9 @@ class Engine:
     # prefill
 
     def _prefill(self, batch: Batch) -> list[Event]:
+        began = self._clock()
         done = self._prefiller.run(batch)
-        self._count_prefill(batch, done.tokens, done.padding)
+        self._count_prefill(batch, done.tokens, done.padding, began)
         failed = _with_their_groups([row for row, ok in zip(batch.sequences, done.finite, strict=True) if not ok])
         events: list[Event] = []
         going: list[int] = []
@@ -188,7 +189,7 @@ class Engine:
             rows = [batch.sequences[i] for i in going]
             logits = done.logits if len(rows) == len(batch.sequences) else done.logits[going]
             events += self._start_decoding(rows, logits)
-        return events
+        return [event._replace(began=began) for event in events]
 
     def _start_decoding(self, rows: list[Row], logits: Tensor) -> list[Event]:
         start = len(self.scheduler.running)
@@ -287,16 +288,17 @@ class Engine:
         self._stats.finished[finish] = self._stats.finished.get(finish, 0) + 1
         return Event(row.request_id, token, scores, finish, error, row.index, view)
 
-    def _count_prefill(self, batch: Batch, tokens: int, padding: int) -> None:
-        stats, now = self._stats, self._clock()
+    def _count_prefill(self, batch: Batch, tokens: int, padding: int, began: float) -> None:
+        stats, seconds = self._stats, self._clock() - began
         stats.steps_prefill += 1
         stats.prompt_tokens += tokens
         stats.padding_tokens += padding
         stats.prefill_rows.add(len(batch.sequences))
         stats.prefill_prompts.add(len({row.row.digest for row in batch.sequences}))
         for row in batch.sequences:
+            stats.prefill_seconds.add(seconds)
             if row.group.request.arrived is not None:
-                stats.queue_seconds.add(now - row.group.request.arrived)
+                stats.queue_seconds.add(began - row.group.request.arrived)
 
 
 def _with_their_groups(rows: list[Row]) -> set[Row]:

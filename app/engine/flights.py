@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from app.backbone import BackboneTokenizer, Decoding, LoadedPrompt, Row
-from app.engine.answers import Answer, Coupled, Usage, label_answer
+from app.engine.answers import Answer, Coupled, Timing, Usage, label_answer
 from app.engine.detokenizer import TextStream
 from app.engine.types import Event, FinishReason, Request, RowRequest
 from app.errors import ChorusError, DeadlineExceeded, Draining, EngineFailure, RequestCancelled
@@ -45,7 +45,8 @@ class Inbox:
 @dataclass
 class Flight:
     """One row of a request. `cost`: its tokens as the queue's bound counts them; `begun`: it has left the queue;
-    `token_at`: when its newest token came."""
+    `token_at`: when its newest token came; `prefilled`: when its prefill began and ended; `ended_at`: its
+    last event."""
 
     request: Request
     index: int
@@ -55,6 +56,16 @@ class Flight:
     begun: bool = False
     ended: bool = False
     token_at: float | None = None
+    prefilled: tuple[float, float] | None = None
+    ended_at: float | None = None
+
+    @property
+    def timing(self) -> Timing | None:
+        """None for a row that never got its turn."""
+        if self.prefilled is None or self.request.arrived is None:
+            return None
+        began, first = self.prefilled
+        return Timing(self.request.arrived, began, first, self.ended_at or self.token_at or first)
 
     @property
     def asked(self) -> RowRequest:
@@ -128,7 +139,8 @@ class Writing:
         async for text, tokens, finish in self.pieces():
             parts.append(text)
             if finish is not None:
-                return Answer("".join(parts), finish, self.usage(len(tokens)), token_ids=tuple(tokens))
+                usage = self.usage(len(tokens))
+                return Answer("".join(parts), finish, usage, token_ids=tuple(tokens), timing=self.timing)
         raise AssertionError("a row ends exactly once")
 
     def coupled(self, answer: Answer) -> Coupled:
@@ -138,6 +150,11 @@ class Writing:
     def agreement(self) -> float:
         """The share of members that would have written the same by themselves, choosing what is most likely."""
         return sum(self.agrees) / len(self.agrees)
+
+    @property
+    def timing(self) -> Timing | None:
+        """The first row's; all take their turns together."""
+        return self.flights[0].timing
 
     def usage(self, completion: int) -> Usage:
         """Prompts of all members are counted, and the text they wrote together once."""
@@ -165,7 +182,7 @@ async def read_label(flight: Flight) -> Answer:
     verbalizer = flight.asked.verbalizer
     assert verbalizer is not None
     assert event.scores is not None
-    return label_answer(verbalizer.labels, event.scores, usage_of(flight.row, 0))
+    return label_answer(verbalizer.labels, event.scores, usage_of(flight.row, 0), flight.timing)
 
 
 def usage_of(row: Row, completion: int) -> Usage:

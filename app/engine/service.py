@@ -60,7 +60,7 @@ class EngineService:
         self._admitted: dict[str, None] = {}  # digests whose golden outputs hold here, the oldest first
         self._admission = Admission(config)
         self._strikes = Strikes()
-        self._board = FlightBoard(self._admission, self._engine.stats().inter_token_seconds, self._strikes)
+        self._board = FlightBoard(self._admission, self._engine.stats(), self._strikes)
         self._watchdog = Watchdog(self._thread, stall_s=config.stall_s)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.draining = False
@@ -144,12 +144,13 @@ class EngineService:
         async with self._flying(asks, timeout_s, tenant, whole=False) as (outcome,):
             if prompt.verbalizer is not None:
                 answer = await self._read(outcome, decoding)
-                yield StreamEvent(answer.text, answer.finish_reason, answer.usage)
+                yield StreamEvent(answer.text, answer.finish_reason, answer.usage, timing=answer.timing)
                 return
             writing = Writing([flight_of(outcome)], decoding, self.backbone.tokenizer)
             async for text, tokens, finish in writing.pieces():
                 if text or finish is not None:
-                    yield StreamEvent(text, finish, writing.usage(len(tokens)) if finish is not None else None)
+                    usage = writing.usage(len(tokens)) if finish is not None else None
+                    yield StreamEvent(text, finish, usage, timing=writing.timing if usage is not None else None)
 
     async def answer_coupled(self, asks: Sequence[Ask], *, timeout_s: float, tenant: str = "") -> Coupled:
         """One text by several members: at each step the mean of their next-token distributions, one token chosen from
@@ -170,7 +171,8 @@ class EngineService:
             async for text, tokens, finish in writing.pieces():
                 if finish is not None:
                     usage = writing.usage(len(tokens))
-                    yield StreamEvent(text, finish, usage, tuple(writing.logprobs), writing.agreement)
+                    logprobs = tuple(writing.logprobs)
+                    yield StreamEvent(text, finish, usage, logprobs, writing.agreement, writing.timing)
                 elif text:
                     yield StreamEvent(text)
 

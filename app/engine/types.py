@@ -126,7 +126,8 @@ class View(NamedTuple):
 
 class Event(NamedTuple):
     """What became of a row in one step: a token, the label scores, an end, or several of these at once. The event with
-    `finish` is the row's last, and there is exactly one. Coupled rows also have their `view` of the token."""
+    `finish` is the row's last, and there is exactly one. Coupled rows also have their `view` of the token. `began`, on
+    the first event of a row that got its turn: when its prefill began, on the engine's clock."""
 
     request_id: str
     token: int | None = None
@@ -135,6 +136,7 @@ class Event(NamedTuple):
     error: str | None = None
     row: int = 0
     view: View | None = None
+    began: float | None = None
 
 
 def _sizes() -> Tally:
@@ -148,7 +150,8 @@ def _times() -> Tally:
 @dataclass
 class EngineStats:
     """Counters since the start, gauges of now, and tallies: rows and different prompts of each step by phase, seconds
-    from a row's arrival to its prefill, seconds between two tokens of a row. All count rows, not groups."""
+    from a row's arrival to its prefill, of its prefill, from there to its end for rows that generate, and between two
+    tokens of a row. All count rows, not groups."""
 
     running: int = 0
     waiting: int = 0
@@ -170,6 +173,8 @@ class EngineStats:
     decode_rows: Tally = field(default_factory=_sizes)
     decode_prompts: Tally = field(default_factory=_sizes)
     queue_seconds: Tally = field(default_factory=_times)
+    prefill_seconds: Tally = field(default_factory=_times)
+    decode_seconds: Tally = field(default_factory=_times)
     inter_token_seconds: Tally = field(default_factory=_times)
 
     @property

@@ -26,6 +26,7 @@ from app.registry.scrubber import Scrubber
 from app.registry.targets import check_target, knows
 from app.registry.warming import Warmer
 from app.telemetry import Metrics
+from app.telemetry.tracing import current_span, entered
 from prompt_store import PromptStore, Snapshot, StoreError, VersionNotFound, parse_ref
 from prompt_store.models import Alias, AliasTarget, Task, TaskSpec, Version
 
@@ -132,6 +133,14 @@ class Registry:
         Raises InvalidReference, InvalidName, TaskNotFound, VersionNotFound, AliasNotFound, VersionUnavailable, and
         StoreDown while nothing is known at all.
         """
+        with entered(current_span().child("registry lookup")) as span:
+            found = await self._resolve(ref)
+            if span.recording:  # what is asked for is a name only once it is found: until then it is a user's text
+                versions = [f"{one.task}@{one.version}" for one in found.members]
+                span.set({"chorus.task": found.task.name, "chorus.versions": versions})
+            return found
+
+    async def _resolve(self, ref: str) -> Resolved:
         view, parsed = self._view(), parse_ref(ref)
         target = view.target(parsed)
         versions = [view.version(parsed.task, number) for number in target.versions]
@@ -236,8 +245,10 @@ class Registry:
         return done
 
     async def _load(self, version: Version) -> LoadedPrompt:
-        prompt = await self._in_thread(partial(self._read, version))
-        await self._admit(prompt)
+        facts = {"chorus.version": f"{version.task}@{version.number}", "chorus.digest": version.digest}
+        with entered(current_span().child("load prompt", facts)):
+            prompt = await self._in_thread(partial(self._read, version))
+            await self._admit(prompt)
         return prompt
 
     def _read(self, version: Version) -> LoadedPrompt:

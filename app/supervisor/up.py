@@ -18,6 +18,7 @@ from rich.status import Status
 from rich.text import Text
 
 from app.access import Directory, KeysUnavailable, is_made_key
+from app.errors import TracingUnavailable
 from app.settings import BUNDLED_MODEL, Settings
 from app.supervisor.address import AddressRefused, base_url, is_loopback, take_port
 from app.supervisor.banner import Facts, render
@@ -27,6 +28,7 @@ from app.supervisor.lock import FolderBusy, FolderLock
 from app.supervisor.logs import ProcessLog, condense
 from app.supervisor.probe import get
 from app.supervisor.supervisor import GaveUp, Supervisor, stop_on_signals
+from app.telemetry.tracing import check_extra
 
 LOCK_NAME = "up.lock"
 LOCK_WAIT_S = 2.0
@@ -58,6 +60,7 @@ def run_up(settings: Settings, console: Console, *, verbose: bool = False, annou
     key = _key_of_run(settings)
     _check_exposure(settings, key)
     _check_model(settings)
+    _check_tracing(settings)
     lock = _take_data_dir(settings)
     try:
         port = take_port(settings.host, settings.port)
@@ -280,6 +283,14 @@ def _check_model(settings: Settings) -> None:
     if source == BUNDLED_MODEL or Path(source).expanduser().is_dir() or HUB_ID.fullmatch(source):
         return
     raise CannotStart(f"--model {source}: neither a folder nor a hub id like org/name", "--model bundled")
+
+
+def _check_tracing(settings: Settings) -> None:
+    """Refuse at once what API and worker would both refuse."""
+    try:
+        check_extra(settings.otlp_endpoint)
+    except TracingUnavailable as error:
+        raise CannotStart(str(error)) from None
 
 
 def _take_data_dir(settings: Settings) -> FolderLock:

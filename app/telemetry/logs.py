@@ -12,6 +12,8 @@ import sys
 import time
 from typing import Any, Literal, TextIO
 
+from app.telemetry.tracing import current_span
+
 request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id", default=None)
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -33,11 +35,14 @@ def configure_logging(
 
 
 def facts(record: logging.LogRecord) -> dict[str, Any]:
-    """The fields given in `extra`, and the id of the request being answered, if any."""
+    """The fields given in `extra`, and the ids of the request being answered and of its trace, if any."""
     found = {key: value for key, value in vars(record).items() if key not in _STANDARD}
     current = request_id.get()
     if current is not None:
         found.setdefault("request_id", current)
+    trace = current_span().trace_id
+    if trace is not None:
+        found.setdefault("trace_id", trace)
     return found
 
 

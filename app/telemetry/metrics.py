@@ -42,6 +42,8 @@ ENGINE_TALLIES: Mapping[str, Mapping[str, str]] = {
     "batch_rows": {"prefill": "prefill_rows", "decode": "decode_rows"},
     "batch_prompts": {"prefill": "prefill_prompts", "decode": "decode_prompts"},
     "request_queue_time_seconds": {"": "queue_seconds"},
+    "request_prefill_time_seconds": {"": "prefill_seconds"},
+    "request_decode_time_seconds": {"": "decode_seconds"},
     "inter_token_latency_seconds": {"": "inter_token_seconds"},
 }
 

@@ -6,16 +6,19 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import redis
 
 from app.backbone import Backbone
+from app.telemetry.tracing import Span, current_span, entered
+from app.training.census import take_census
 from app.training.connection import connect, reports_outage
 from app.training.datasets import DatasetStore
 from app.training.job import Job, JobEvent
+from app.training.plan import Plan
 from app.training.planning import Planner
-from app.training.queue import Dispatcher
+from app.training.queue import QUEUE_FACTS, QUEUE_NAME, Dispatcher
 from app.training.records import JobRecords, event_json
 from app.training.requests import TrainRequest
 from prompt_store import PromptStore
@@ -33,6 +36,7 @@ class JobStore:
         lease_s: float,
         backbone: Backbone | None = None,
     ) -> None:
+        self._client = client
         self._records = JobRecords(client, lease_s=lease_s)
         self._queue = Dispatcher(client)
         self._planner = Planner(store, datasets, backbone)
@@ -74,13 +78,24 @@ class JobStore:
             if known is not None:
                 return self.get(known), False
         plan, data = self._planner.plan(request)
-        job_id, created = self._records.create(f"job-{secrets.token_hex(10)}", plan, data, idempotency=idempotency)
+        with entered(current_span().child(f"send {QUEUE_NAME}", QUEUE_FACTS, kind="producer")) as span:
+            job_id, created = self._enqueue(plan, data, idempotency, span)
+        return self.get(job_id), created
+
+    def _enqueue(
+        self, plan: Plan, data: dict[str, Any], idempotency: tuple[str, str] | None, span: Span
+    ) -> tuple[str, bool]:
+        """The record names `span`, for whoever carries the job out to continue."""
+        job_id, created = self._records.create(
+            f"job-{secrets.token_hex(10)}", plan, data, idempotency=idempotency, trace=span.traceparent
+        )
+        span.set({"chorus.job.id": job_id, "chorus.task": plan.task, "messaging.message.id": job_id})
         if created:
             for warning in plan.warnings:
                 self._records.tell(job_id, event_json("warning", warning))
             self._queue.put(job_id)
             self._records.move(job_id, "queued", attempt=None)
-        return self.get(job_id), created
+        return job_id, created
 
     @reports_outage
     def find_submitted(self, request: TrainRequest, idempotency_key: str) -> Job | None:
@@ -123,6 +138,11 @@ class JobStore:
     def active_trainers(self, host: str) -> int:
         """How many trainers compute on this host now: what a server divides its cores by."""
         return self._records.active_trainers(host)
+
+    @reports_outage
+    def census(self) -> dict[str, float]:
+        """How many jobs wait, run and have ended; see `census.py`."""
+        return take_census(self._client)
 
 
 def _digest(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 JOBS = "chorus:jobs"  # sorted set: job id by its running number
 LIVE = "chorus:jobs:live"  # set: ids of jobs that have not ended
+ENDED = "chorus:jobs:ended"  # hash: jobs that ended in each state; `ms`: how long they took from their start
 JOB_NUMBER = "chorus:jobs:number"  # counter
 DATASETS = "chorus:datasets"  # sorted set, all scores 0: names in order
 DATASET_RECORDS = "chorus:datasets:records"  # hash: name -> record

@@ -15,6 +15,9 @@ from rq.serializers import JSONSerializer
 
 QUEUE_NAME = "chorus-train"
 
+QUEUE_FACTS = {"messaging.system": "redis", "messaging.destination.name": QUEUE_NAME}
+"""What traces say of it."""
+
 RUN = "app.training.worker.run_entry"
 """What an entry names as its function. Workers never import it by this name: they override `execute_job`."""
 

@@ -53,9 +53,16 @@ class JobRecords:
     # What the API does
 
     def create(
-        self, job_id: str, plan: Plan, data: Mapping[str, Any], *, idempotency: tuple[str, str] | None
+        self,
+        job_id: str,
+        plan: Plan,
+        data: Mapping[str, Any],
+        *,
+        idempotency: tuple[str, str] | None,
+        trace: str | None = None,
     ) -> tuple[str, bool]:
-        """Create the record in `validating`. `idempotency`: digests of the key and of the body.
+        """Create the record in `validating`. `idempotency`: digests of the key and of the body; `trace`: the span
+        that submits it.
 
         Returns the job's id and whether it is new. Raises IdempotencyConflict for the same key with another body.
         """
@@ -66,7 +73,7 @@ class JobRecords:
                 *(keys.JOB_NUMBER, keys.idempotency(key)),
             ],
             args=[job_id, plan.model_dump_json(), json.dumps(dict(data)), _status_event("validating")]
-            + [body, IDEMPOTENCY_S],
+            + [body, IDEMPOTENCY_S, trace or ""],
         )
         outcome, found = (_text(part) for part in cast(list[bytes], reply))
         if outcome == "conflict":
@@ -85,6 +92,12 @@ class JobRecords:
     def get(self, job_id: str) -> Job:
         """Raises JobNotFound."""
         return _job(self._hash(job_id))
+
+    def trace(self, job_id: str) -> str | None:
+        """The span that submitted the job, if it was traced."""
+        self._check_id(job_id)
+        found = cast("bytes | None", self._client.hget(keys.job(job_id), "trace"))
+        return None if found is None else found.decode(errors="replace")
 
     def plan(self, job_id: str) -> Plan:
         """What the job is to do. Raises JobNotFound."""
@@ -236,7 +249,7 @@ class JobRecords:
         return seconds + micros / 1e6
 
     def _call(self, script: Any, job_id: str, args: Sequence[str | int]) -> str:
-        return _text(script(keys=[keys.job(job_id), keys.events(job_id), keys.LIVE], args=list(args)))
+        return _text(script(keys=[keys.job(job_id), keys.events(job_id), keys.LIVE, keys.ENDED], args=list(args)))
 
     def _hash(self, job_id: str) -> dict[str, str]:
         self._check_id(job_id)
@@ -251,7 +264,8 @@ class JobRecords:
 
 
 def _not_found(job_id: str) -> JobNotFound:
-    return JobNotFound(f"no job {ascii(job_id)[:60]}", param="id")
+    known = job_id if JOB_ID.fullmatch(job_id) else "of this id"  # what is no id is not repeated
+    return JobNotFound(f"no job {known}", param="id")
 
 
 def _status_event(status: Status, **data: Any) -> str:

@@ -21,6 +21,7 @@ from app.backbone.placement import device_of
 from app.errors import ChorusError, InvalidDataset
 from app.settings import Settings
 from app.telemetry import configure_logging
+from app.telemetry.tracing import current_span, entered, handed_to_us, open_tracer
 from app.training.connection import connect
 from app.training.datasets import DatasetStore
 from app.training.follow import Followers
@@ -59,14 +60,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the worker decides
     os.nice(NICENESS)
     records = JobRecords(connect(settings.redis_url), lease_s=settings.job_lease_s)
-    return train(settings, records, options.job_id, options.attempt, stop)
+    tracer = open_tracer(settings.otlp_endpoint, service="chorus-trainer", share=settings.trace_share)
+    try:
+        facts = {"chorus.job.id": options.job_id, "chorus.job.attempt": options.attempt}
+        with entered(tracer.begin("job", facts, traceparent=handed_to_us())):
+            return train(settings, records, options.job_id, options.attempt, stop)
+    finally:
+        tracer.close()
 
 
 def train(settings: Settings, records: JobRecords, job_id: str, attempt: int, stop: threading.Event) -> int:
     """One attempt, and the job's end if it has one. Returns the exit code."""
     try:
         with _together(settings) as leader:
-            Session(_context(settings, records, stop, leader), job_id, attempt).run()
+            with entered(current_span().child("load model")):
+                context = _context(settings, records, stop, leader)
+            Session(context, job_id, attempt).run()
     except Interrupted:
         return STOPPED
     except (Lost, Fenced) as lost:
@@ -95,6 +104,7 @@ def error_of(error: Exception) -> JobError:
 
 def _fail(records: JobRecords, job_id: str, attempt: int, error: JobError) -> int:
     log.warning("%s: failed: %s: %s", job_id, error.code, error.message)
+    current_span().fail(error.code)
     records.move(job_id, "failed", attempt=attempt, error=error)
     return ENDED
 

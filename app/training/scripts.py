@@ -10,6 +10,7 @@ All times come from the Redis clock, in milliseconds, so that workers' clocks do
     dispatched       when it was last put on RQ       created, started, updated, finished
     progress, metrics, error, result                  JSON
     hyperparameters                                   JSON: the numbers that "auto" stood for, once known
+    trace                                             W3C traceparent of the submission, where it was traced
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ local function has(list, word) return string.find(',' .. list .. ',', ',' .. wor
 local function tell(stream, at, json)
   if json ~= '' then redis.call('XADD', stream, 'MAXLEN', '~', 2000, '*', 'at', at, 'event', json) end
 end
-local function finish(job, live, stream, id, at, status)
+local function finish(keys, id, at, status)
+  local job, stream, live, ended = keys[1], keys[2], keys[3], keys[4]
   redis.call('HSET', job, 'status', status, 'finished', at, 'updated', at)
   redis.call('HDEL', job, 'worker')
   redis.call('SREM', live, id)
   redis.call('EXPIRE', stream, 2592000)
+  redis.call('HINCRBY', ended, status, 1)
+  local started = redis.call('HGET', job, 'started')
+  if started then redis.call('HINCRBY', ended, 'ms', at - started) end
 end
 """
 
@@ -33,6 +38,7 @@ CREATE = (
     + """
 -- KEYS[1] job  KEYS[2] events  KEYS[3] all jobs  KEYS[4] live jobs  KEYS[5] counter  KEYS[6] idempotency hash
 -- ARGV[1] id  ARGV[2] plan  ARGV[3] data  ARGV[4] event  ARGV[5] body digest, '' without a key  ARGV[6] key's life, s
+-- ARGV[7] traceparent, '' for none
 -- returns {'created', id} | {'same', id} | {'conflict', id}
 if ARGV[5] ~= '' then
   local known = redis.call('HMGET', KEYS[6], 'id', 'body')
@@ -49,6 +55,7 @@ local at = now()
 local number = redis.call('INCR', KEYS[5])
 redis.call('HSET', KEYS[1], 'id', ARGV[1], 'plan', ARGV[2], 'data', ARGV[3], 'number', number, 'status', 'validating',
   'attempt', 0, 'checkpoint', -1, 'seen', -1, 'stalls', 0, 'created', at, 'updated', at, 'dispatched', at)
+if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'trace', ARGV[7]) end
 redis.call('ZADD', KEYS[3], number, ARGV[1])
 redis.call('SADD', KEYS[4], ARGV[1])
 tell(KEYS[2], at, ARGV[4])
@@ -60,7 +67,7 @@ MOVE = (
     _COMMON
     + """
 -- One transition, by compare-and-set.
--- KEYS[1] job  KEYS[2] events  KEYS[3] live jobs
+-- KEYS[1] job  KEYS[2] events  KEYS[3] live jobs  KEYS[4] counts of ended jobs
 -- ARGV[1] id  ARGV[2] states it may be in  ARGV[3] attempt, '' for any  ARGV[4] next state  ARGV[5] event
 -- ARGV[6] '1': refused if a cancel was asked for  ARGV[7] '1': the next state ends the job  ARGV[8...] field, value
 -- returns 'moved' | 'missing' | 'fenced' | 'cancel' | the state it is in
@@ -75,7 +82,7 @@ redis.call('HSET', KEYS[1], 'status', ARGV[4], 'updated', at)
 for i = 8, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 if ARGV[4] == 'queued' then redis.call('HSET', KEYS[1], 'dispatched', at) redis.call('HDEL', KEYS[1], 'worker') end
 if ARGV[4] == 'publishing' then redis.call('HSET', KEYS[1], 'committing', '1') end
-if ARGV[7] == '1' then finish(KEYS[1], KEYS[3], KEYS[2], ARGV[1], at, ARGV[4]) end
+if ARGV[7] == '1' then finish(KEYS, ARGV[1], at, ARGV[4]) end
 tell(KEYS[2], at, ARGV[5])
 return 'moved'
 """
@@ -130,7 +137,7 @@ return 'held'
 CANCEL = (
     _COMMON
     + """
--- KEYS[1] job  KEYS[2] events  KEYS[3] live jobs
+-- KEYS[1] job  KEYS[2] events  KEYS[3] live jobs  KEYS[4] counts of ended jobs
 -- ARGV[1] id  ARGV[2] lease, ms  ARGV[3] event if ended now  ARGV[4] event if asked for
 -- returns 'missing' | 'done' | 'asked' | 'publishing' | the state it had ended in before
 local found = redis.call('HMGET', KEYS[1], 'status', 'committing', 'beat', 'cancel')
@@ -141,7 +148,7 @@ if found[2] == '1' then return 'publishing' end
 local at = now()
 local silent = at - tonumber(found[3] or '0') > tonumber(ARGV[2])
 if has('validating,queued', status) or silent then
-  finish(KEYS[1], KEYS[3], KEYS[2], ARGV[1], at, 'cancelled')
+  finish(KEYS, ARGV[1], at, 'cancelled')
   tell(KEYS[2], at, ARGV[3])
   return 'done'
 end
@@ -158,7 +165,7 @@ TAKE_BACK = (
     + """
 -- A claim was lost: its lease is silent, or its holder says that the trainer died. The job goes back to the queue,
 -- unless it was to be cancelled, or was lost too often in a row without a newer checkpoint.
--- KEYS[1] job  KEYS[2] events  KEYS[3] live jobs
+-- KEYS[1] job  KEYS[2] events  KEYS[3] live jobs  KEYS[4] counts of ended jobs
 -- ARGV[1] id  ARGV[2] attempt of the holder, '' for a reaper  ARGV[3] lease, ms  ARGV[4] losses at which to give up
 -- ARGV[5] event requeued  ARGV[6] event cancelled
 -- returns 'held' | 'queued' | 'cancelled' | 'exhausted'
@@ -168,7 +175,7 @@ local at = now()
 if ARGV[2] == '' and at - tonumber(found[3]) <= tonumber(ARGV[3]) then return 'held' end
 if ARGV[2] ~= '' and found[2] ~= ARGV[2] then return 'held' end
 if found[4] == '1' and found[5] ~= '1' then
-  finish(KEYS[1], KEYS[3], KEYS[2], ARGV[1], at, 'cancelled')
+  finish(KEYS, ARGV[1], at, 'cancelled')
   tell(KEYS[2], at, ARGV[6])
   return 'cancelled'
 end

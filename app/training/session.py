@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import redis
 
 from app.backbone import Backbone
+from app.telemetry.tracing import Stages
 from app.training.checkpoints import Checkpoints
 from app.training.contest import Contest
 from app.training.cotraining import MICRO_TOKENS, CoTrainer
@@ -44,6 +45,9 @@ T = TypeVar("T")
 
 PATIENCE_S, RETRY_S = 60.0, 0.5
 """How long to wait for a Redis that is away before leaving the job to a later attempt, and how often to ask."""
+
+STAGES: dict[Status, str] = {"evaluating": "evaluate", "publishing": "publish"}
+"""What traces call the time after a job has moved there."""
 
 SMALL_SPLIT, LARGE_SPLIT, SMALL_SET = 0.2, 0.1, 500
 MAX_DEV_ROWS = 2000
@@ -78,9 +82,19 @@ class Session:
         self._attempt = attempt
         self._plan: Plan = context.records.plan(job_id)
         self._method = METHODS[self._plan.method.type]
+        self._stages = Stages()
 
     def run(self) -> None:
         """Raises Interrupted, Lost, or an error of the service or the store."""
+        self._stages.begin("train")
+        try:
+            self._run()
+        except BaseException as error:
+            self._stages.end(error)
+            raise
+        self._stages.end()
+
+    def _run(self) -> None:
         train, dev, split = self._examples()
         context = self._context
         prepare = Preparation(context.backbone, context.store, context.max_context, context.stop, train)
@@ -277,6 +291,7 @@ class Session:
             raise Interrupted
         if reply != "moved":
             raise Lost(reply)
+        self._stages.begin(STAGES[to])
 
     def _finish(self, publisher: Publisher, trained: Sequence[Trained]) -> None:
         result, verdict = self._patiently(lambda: publisher.publish(*trained))

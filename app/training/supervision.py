@@ -11,12 +11,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import redis
 
 from app.settings import Settings
+from app.telemetry.tracing import NOTHING, Facts, Span, Tracer, current_span, entered, handed_on
 from app.training.job import JobError, JobResult
 from app.training.process import environment
+from app.training.queue import QUEUE_FACTS, QUEUE_NAME
 from app.training.records import GIVE_UP_AFTER, Held, JobRecords, job_folder
 from prompt_store import PromptStore, StoreError
 
@@ -25,6 +28,9 @@ TRAINER = (sys.executable, "-m", "app.training.run")
 
 GRACE_S = 20.0
 """How long a trainer that was asked to stop may take to save its place before it is killed."""
+
+ENDING_S = 8.0
+"""How long a trainer whose job has ended may take to end, too."""
 
 STOPPED = os.EX_TEMPFAIL
 """Exit code of a trainer that saved its place; see `run.py`."""
@@ -47,7 +53,9 @@ class Supervisor:
         host: str,
         name: str,
         stop: threading.Event,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer or Tracer()
         self._settings = settings
         self._records = records
         self._store = store
@@ -60,9 +68,27 @@ class Supervisor:
 
         `beat` is called with every sign of life, for the queue's own books.
         """
+        began = time.monotonic()
         attempt = self._records.claim(job_id, self._name)
         if not attempt:
             return False
+        with entered(self._trace(job_id, attempt, began)):
+            return self._attend(job_id, attempt, beat)
+
+    def _trace(self, job_id: str, attempt: int, began: float) -> Span:
+        """A span from the claim on, in the trace of the job's submission."""
+        if not self._tracer.on:
+            return NOTHING
+        facts: Facts = {"chorus.job.id": job_id, "chorus.job.attempt": attempt, **QUEUE_FACTS}
+        traceparent = None
+        with suppress(redis.ConnectionError, redis.TimeoutError):  # a trace is no reason to lose a job
+            traceparent = self._records.trace(job_id)
+        name = f"process {QUEUE_NAME}"
+        span = self._tracer.begin(name, facts, kind="consumer", traceparent=traceparent, began=began)
+        span.child("claim", began=began).end()
+        return span
+
+    def _attend(self, job_id: str, attempt: int, beat: Callable[[], None]) -> bool:
         log.info("%s: attempt %d", job_id, attempt)
         self._store.raise_fence(job_id, attempt)
         if self._published_before(job_id, attempt):
@@ -92,7 +118,7 @@ class Supervisor:
     def _start(self, job_id: str, attempt: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [*TRAINER, job_id, "--attempt", str(attempt), "--parent", str(os.getpid())],
-            env=environment(self._settings),
+            env=handed_on(environment(self._settings), current_span()),
             stdin=subprocess.PIPE,
         )
 
@@ -101,6 +127,7 @@ class Supervisor:
         held: Held = "held"
         heard = time.monotonic()
         asked: float | None = None
+        since: float | None = None
         while not _ended_within(trainer, self._settings.job_heartbeat_s):
             try:
                 held = self._records.beat(job_id, attempt)
@@ -109,7 +136,7 @@ class Supervisor:
                 heard = time.monotonic()
             except (redis.ConnectionError, redis.TimeoutError, StoreError) as error:
                 log.warning("%s: no sign of life could be given: %s", job_id, error)
-            if held == "lost":
+            if held == "lost" and not self._is_ending(job_id, attempt, since := since or time.monotonic()):
                 trainer.kill()
             silent = time.monotonic() - heard > self._settings.job_lease_s
             if asked is None and (held == "cancel" or silent or self._stop.is_set()):
@@ -118,8 +145,17 @@ class Supervisor:
             if asked is not None and time.monotonic() - asked > GRACE_S:
                 trainer.kill()
 
+    def _is_ending(self, job_id: str, attempt: int, since: float) -> bool:
+        """Whether the trainer itself has ended the job, and may still say how: it then tells its trace."""
+        try:
+            job = self._records.get(job_id)
+        except (redis.ConnectionError, redis.TimeoutError):
+            return False
+        return job.ended and job.attempt == attempt and time.monotonic() - since < ENDING_S
+
     def _settle(self, job_id: str, attempt: int, code: int) -> bool:
         """Bring the record to rest. Returns whether the job shall be queued again."""
+        current_span().set({"chorus.trainer.exit_code": code})
         job = self._records.get(job_id)
         if job.attempt != attempt:
             return False

@@ -24,6 +24,7 @@ from rq.worker_registration import clean_worker_registry
 
 from app.settings import Settings
 from app.telemetry import configure_logging
+from app.telemetry.tracing import open_tracer
 from app.training.connection import connect
 from app.training.job import JOB_ID
 from app.training.queue import Dispatcher, open_queue
@@ -104,11 +105,15 @@ class TrainingWorker(SimpleWorker):
 
 
 def run_worker(settings: Settings) -> int:
-    """Work until SIGTERM or SIGINT: then the job at hand saves its place, goes back to the queue, and this returns."""
+    """Work until SIGTERM or SIGINT: then the job at hand saves its place, goes back to the queue, and this returns.
+
+    Raises TracingUnavailable.
+    """
     if settings.redis_url is None:
         log.error("a worker needs CHORUS_REDIS_URL")
         return 2
     configure_logging(settings.log_level, settings.log_format)
+    tracer = open_tracer(settings.otlp_endpoint, service="chorus-worker", share=settings.trace_share)
     stop = threading.Event()
     _on_signals(stop)
     client = connect(settings.redis_url)
@@ -117,7 +122,7 @@ def run_worker(settings: Settings) -> int:
     records = JobRecords(client, lease_s=settings.job_lease_s)
     with PromptStore.open(settings.redis_url, settings.blobs) as store:
         dispatcher = Dispatcher(client)
-        supervisor = Supervisor(settings, records, store, host=host, name=name, stop=stop)
+        supervisor = Supervisor(settings, records, store, host=host, name=name, stop=stop, tracer=tracer)
         reaper = Reaper(
             records,
             dispatcher,
@@ -130,6 +135,7 @@ def run_worker(settings: Settings) -> int:
         log.info("worker %s is ready", name)
         if worker is not None:
             worker.serve(stop)
+    tracer.close()
     log.info("worker %s has stopped", name)
     return 0
 

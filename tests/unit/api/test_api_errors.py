@@ -21,6 +21,7 @@ from app.errors import (
     IdempotencyConflict,
     JobEnded,
     Overloaded,
+    TracingUnavailable,
     UnsupportedBackbone,
 )
 from prompt_store import CorruptBlob, RevisionMismatch, StoreError, StoreUnavailable, TaskNotFound, VersionInUse
@@ -35,7 +36,7 @@ def tree(kind: type[Exception]) -> Iterator[type[Exception]]:
             yield from tree(child)
 
 
-AT_THE_START = {UnsupportedBackbone, faults.UnsafeExposure, server.AddressTaken}
+AT_THE_START = {UnsupportedBackbone, TracingUnavailable, faults.UnsafeExposure, server.AddressTaken}
 KINDS = [kind for root in (ChorusError, StoreError) for kind in tree(root)]
 
 

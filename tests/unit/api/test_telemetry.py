@@ -14,6 +14,7 @@ from app.engine import EngineStats
 from app.telemetry import Metrics, configure_logging, request_id
 from app.telemetry.metrics import ENGINE, engine_readings, engine_tallies
 from app.telemetry.tally import Tally
+from app.training.census import NAMES
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "http-api.md"
 
@@ -72,6 +73,7 @@ def test_every_metric_is_documented_and_every_documented_metric_exists() -> None
     registry |= {"prompts_loaded_bytes", "prompts_evicted_total"}
     registry |= {"registry_blobs_scrubbed_total", "registry_blobs_damaged"}
     metrics.observe("registry", lambda: dict.fromkeys(sorted(registry), 0.0))
+    metrics.observe("training", lambda: dict.fromkeys(NAMES, 0.0))
     exported = {family.name + ("_total" if family.type == "counter" else "") for family in metrics.registry.collect()}
     rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| `chorus_")]
     documented = {name.strip("` ") for row in rows for name in row.split("|")[1].split(",")}
