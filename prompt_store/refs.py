@@ -1,7 +1,7 @@
 """Names and references: `task`, `task@3`, `task:alias`. Pure text; it touches no storage.
 
 Every name that enters the store passes through here once, so that a user's string is checked by one set of patterns
-and never becomes a path, a key or code.
+and never becomes a path, a key or code. What is refused is not repeated in the message.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def parse_ref(text: str) -> PromptRef:
 def _version_number(task: str, number: str) -> int:
     if number.isascii() and number.isdigit() and len(number) <= _MAX_NUMBER_DIGITS and int(number) >= 1:
         return int(number)
-    message = f"{_shown(number)} is not a version number"
+    message = "what stands behind the @ is not a version number"
     if _ALIAS.fullmatch(number):
         message += f"; for the alias write {task}:{number}"
     raise InvalidReference(message, param="task")
@@ -73,8 +73,7 @@ def check_task_name(name: str) -> str:
     """Return `name`; InvalidName unless it matches `TASK_NAME` and holds no `..`."""
     if not _TASK.fullmatch(name) or ".." in name:
         raise InvalidName(
-            f"{_shown(name)} is not a task name: 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or "
-            "digit, without '..'",
+            "not a task name: 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit, without '..'",
             param="task",
         )
     return name
@@ -84,8 +83,7 @@ def check_alias_name(name: str) -> str:
     """Return `name`; InvalidName unless it matches `ALIAS_NAME`."""
     if not _ALIAS.fullmatch(name) or ".." in name:
         raise InvalidName(
-            f"{_shown(name)} is not an alias: 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter, "
-            "without '..'",
+            "not an alias: 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter, without '..'",
             param="alias",
         )
     return name
@@ -94,7 +92,7 @@ def check_alias_name(name: str) -> str:
 def check_digest(digest: str) -> str:
     """Return `digest`; InvalidName unless it is 64 lower-case hex digits."""
     if not _DIGEST.fullmatch(digest):
-        raise InvalidName(f"{_shown(digest)} is not a sha256 digest in lower-case hex", param="digest")
+        raise InvalidName("not a sha256 digest in lower-case hex", param="digest")
     return digest
 
 
@@ -102,7 +100,7 @@ def check_publication(publication: str) -> str:
     """Return `publication`, the idempotency key of a publish; InvalidName unless short and printable ASCII."""
     if not _PUBLICATION.fullmatch(publication):
         raise InvalidName(
-            f"{_shown(publication)} is not a publication key: 1 to 200 letters, digits and . _ : @ / -",
+            "not a publication key: 1 to 200 letters, digits and . _ : @ / -",
             param="publication",
         )
     return publication
@@ -111,11 +109,5 @@ def check_publication(publication: str) -> str:
 def check_event_id(event_id: str) -> str:
     """Return `event_id`, a place in the event stream; InvalidName unless it is `0`, `ms` or `ms-sequence`."""
     if not _EVENT_ID.fullmatch(event_id):
-        raise InvalidName(f"{_shown(event_id)} is not the id of an event", param="after")
+        raise InvalidName("not the id of an event", param="after")
     return event_id
-
-
-def _shown(text: str) -> str:
-    """A user's string, short and on one line, for a message."""
-    shown = ascii(text)
-    return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -191,6 +191,10 @@ class FakeEngineService:
             yield StreamEvent(word)
         yield StreamEvent("", "stop", coupled.answer.usage, coupled.members, coupled.agreement)
 
+    async def explain(self, prompt: LoadedPrompt, *, words: int) -> tuple[list[Any], list[list[float]]]:
+        """As of a hand-written prompt: nothing."""
+        return [], []
+
     async def check_ready(self) -> None:
         self.ready_runs += 1
         if self.ready is not None:

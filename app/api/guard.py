@@ -113,7 +113,7 @@ class Guard:
 
     async def _check(self, exchange: Exchange, headers: Headers) -> None:
         scope = exchange.scope
-        check_head(scope["headers"], self._limits)
+        check_head(scope, self._limits)
         if scope["path"] not in _QUIET:
             self._drain.check()
         caller = self._gatekeeper.identify(scope["method"], scope["path"], headers)

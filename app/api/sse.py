@@ -16,6 +16,25 @@ T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 MEDIA_TYPE = "text/event-stream"
+_LINE = {"type": "string"}
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            MEDIA_TYPE: {
+                "itemSchema": {
+                    "type": "object",
+                    "required": ["data"],
+                    "properties": {
+                        "data": {**_LINE, "description": "JSON, or `[DONE]` as the last event's."},
+                        "event": _LINE,
+                        "id": _LINE,
+                    },
+                }
+            }
+        }
+    }
+}
+"""How the contract describes an answer that may be a stream: by one of its events."""
 
 
 def event(data: Mapping[str, Any], *, id: str | None = None, name: str | None = None) -> bytes:

@@ -44,6 +44,6 @@ class StrictRoute(APIRoute):
 
 def _check_type(content_type: str) -> None:
     """A JSON type is demanded: other types are what a foreign web page could send without being asked."""
-    media = content_type.partition(";")[0].strip().lower()
+    media = content_type.partition(";")[0].strip(" \t").lower()
     if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
         raise UnsupportedMediaType("send JSON with `Content-Type: application/json`", param="content-type")

@@ -30,6 +30,7 @@ MAX_LABEL_CHARS = 200
 MAX_LABELS = 512
 
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ROLES = ("system", "user", "assistant")
 
 
@@ -192,9 +193,8 @@ def _kind(value: Any) -> str:
 
 
 def _shown(name: object) -> str:
-    """A key as it may stand in a message: quoted, escaped, short."""
-    text = ascii(name)
-    return text if len(text) <= 60 else text[:57] + "..."
+    """A key as it may stand in a message: its name if it is short and plain."""
+    return f"`{name}`" if isinstance(name, str) and _PLAIN.fullmatch(name) else "(a name that is not shown)"
 
 
 def _conversation(turns: Any, number: int) -> list[Example]:

@@ -18,7 +18,7 @@ from app.api.routes.generate import RefPath
 from app.api.schemas.completions import Choice, Completion, CompletionBody, CompletionUsage, Model, ModelList
 from app.api.schemas.generate import Options, Output, UsageBody
 from app.api.services import Services, ServicesDep
-from app.api.sse import DONE, EventStream, connected, event
+from app.api.sse import DONE, STREAMED, EventStream, connected, event
 from app.api.strict_route import StrictRoute
 from app.errors import CapabilityMissing, InvalidRequest
 from app.telemetry import request_id
@@ -54,7 +54,7 @@ async def get_model(model: RefPath, services: ServicesDep) -> Response:
     "/v1/completions",
     summary="Answer prompts, in OpenAI's wire form",
     response_model=Completion,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses=STREAMED,
 )
 async def complete(body: CompletionBody, services: ServicesDep, request: Request) -> Response:
     refused = body.unsupported()

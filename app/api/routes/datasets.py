@@ -36,7 +36,7 @@ _BODY = {"content": {kind: {"schema": {"type": "string", "format": "binary"}} fo
     openapi_extra={"requestBody": _BODY},
 )
 async def put_dataset(name: DatasetPath, services: ServicesDep, request: Request) -> Response:
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media = request.headers.get("content-type", "").partition(";")[0].strip(" \t").lower()
     if media not in _TYPES:
         raise UnsupportedMediaType("send the file itself, as one of " + ", ".join(_TYPES), param="content-type")
     data = await request.body()

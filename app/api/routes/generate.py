@@ -15,7 +15,7 @@ from app.api.relay import Relay
 from app.api.replies import reply
 from app.api.schemas.generate import GenerateAnswer, GenerateBody, MixedAnswer, MixedBody, Output
 from app.api.services import Services, ServicesDep
-from app.api.sse import DONE, EventStream, connected, event
+from app.api.sse import DONE, STREAMED, EventStream, connected, event
 from app.api.strict_route import StrictRoute
 from app.telemetry import request_id
 from app.telemetry.ids import new_id
@@ -28,7 +28,7 @@ RefPath = Annotated[str, Path(max_length=140, description="`task`, `task@version
     "/v1/tasks/{ref}/generate",
     summary="Answer one or many inputs of one task",
     response_model=GenerateAnswer,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses=STREAMED,
 )
 async def generate(ref: RefPath, body: GenerateBody, services: ServicesDep, request: Request) -> Response:
     if body.stream:

@@ -15,10 +15,11 @@ from app.api.auth.access import refused
 from app.api.auth.account import NOBODY, account
 from app.api.errors import detail_of
 from app.api.replies import reply
+from app.api.request_headers import EVENT_ID, IDEMPOTENCY_KEY, LAST_EVENT_ID, last_event_id
 from app.api.routes.tasks import Limit
 from app.api.schemas.base import Page
 from app.api.services import Services, ServicesDep
-from app.api.sse import DONE, MEDIA_TYPE, PING, EventStream, event
+from app.api.sse import DONE, MEDIA_TYPE, PING, STREAMED, EventStream, event
 from app.api.strict_route import StrictRoute
 from app.errors import InvalidRequest
 from app.telemetry import request_id
@@ -27,15 +28,20 @@ from app.training import Job, JobEvent, TrainRequest
 router = APIRouter(route_class=StrictRoute, tags=["train"])
 IdPath = Annotated[str, Path(max_length=80, description="A job's id.")]
 AfterJob = Annotated[str | None, Query(max_length=80, description="Id of the last job of the page before.")]
-AfterEvent = Annotated[str | None, Query(pattern=r"^\d{1,20}(-\d{1,20})?$", description="Id of the last event read.")]
-_EVENT_ID = re.compile(r"\d{1,20}(-\d{1,20})?\Z")
+AfterEvent = Annotated[str | None, Query(pattern=EVENT_ID, description="Id of the last event read.")]
 _KEY = re.compile(r"[!-~]{1,255}\Z")
 _BEGINNING = "0"
 _POLL_S = 0.3
 _PING_S = 15.0
 
 
-@router.post("/v1/train", summary="Train a prompt", status_code=202, response_model=Job)
+@router.post(
+    "/v1/train",
+    summary="Train a prompt",
+    status_code=202,
+    response_model=Job,
+    openapi_extra={"parameters": [IDEMPOTENCY_KEY]},
+)
 async def train(body: TrainRequest, services: ServicesDep, request: Request) -> Response:
     key = request.headers.get("idempotency-key")
     if key is not None and not _KEY.match(key):
@@ -90,15 +96,17 @@ async def cancel_job(id: IdPath, services: ServicesDep) -> Response:
     summary="A job's events, as a page or as a stream",
     description="With `Accept: text/event-stream` the events follow until the job ends; `Last-Event-ID` goes on.",
     response_model=Page[JobEvent],
-    responses={200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}},
+    responses=STREAMED,
+    openapi_extra={"parameters": [LAST_EVENT_ID]},
 )
 async def job_events(
     id: IdPath, services: ServicesDep, request: Request, after: AfterEvent = None, limit: Limit = 100
 ) -> Response:
+    begin = last_event_id(request.headers) or after or _BEGINNING
     if MEDIA_TYPE in request.headers.get("accept", ""):
         await to_thread.run_sync(services.jobs.get, id)  # an unknown job is a 404, not an empty stream
-        return EventStream(_follow(services, id, _last_event_id(request, after)))
-    found = await _events(services, id, after or _BEGINNING, limit + 1)
+        return EventStream(_follow(services, id, begin))
+    found = await _events(services, id, begin, limit + 1)
     return reply(Page[JobEvent](data=list(found[:limit]), has_more=len(found) > limit))
 
 
@@ -128,12 +136,3 @@ async def _follow(services: Services, id: str, after: str) -> AsyncGenerator[byt
 
 async def _events(services: Services, id: str, after: str, limit: int) -> Sequence[JobEvent]:
     return await to_thread.run_sync(partial(services.jobs.events, id, after=after, limit=limit))
-
-
-def _last_event_id(request: Request, after: str | None) -> str:
-    given = request.headers.get("last-event-id")
-    if given is None:
-        return after or _BEGINNING
-    if not _EVENT_ID.match(given):
-        raise InvalidRequest("Last-Event-ID is not an event's id", param="last-event-id")
-    return given

@@ -6,8 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
+from app.api.errors import ErrorBody
 from app.api.preconditions import etag, expected_revision
 from app.api.replies import no_content, reply
+from app.api.request_headers import PRECONDITIONS
 from app.api.routes.tasks import Limit, TaskPath
 from app.api.schemas.aliases import AliasBody, AliasView
 from app.api.schemas.base import Page
@@ -63,7 +65,8 @@ async def get_alias(task: TaskPath, alias: AliasPath, services: ServicesDep) -> 
         "`If-None-Match: *` only creates. Without either it moves in any case. Rolling back is moving it back."
     ),
     response_model=AliasView,
-    responses={409: {"description": "The alias was moved meanwhile; `x-should-retry: false`."}},
+    responses={409: {"model": ErrorBody, "description": "The alias was moved meanwhile; `x-should-retry: false`."}},
+    openapi_extra=PRECONDITIONS,
 )
 async def move_alias(
     task: TaskPath, alias: AliasPath, body: AliasBody, services: ServicesDep, request: Request
@@ -80,7 +83,9 @@ async def move_alias(
     return reply(AliasView.of(moved), headers={"etag": etag(moved.revision)})
 
 
-@router.delete("/v1/tasks/{task}/aliases/{alias}", summary="Delete an alias", status_code=204)
+@router.delete(
+    "/v1/tasks/{task}/aliases/{alias}", summary="Delete an alias", status_code=204, openapi_extra=PRECONDITIONS
+)
 async def delete_alias(task: TaskPath, alias: AliasPath, services: ServicesDep, request: Request) -> Response:
     await services.registry.delete_alias(task, alias, expected=expected_revision(request.headers))
     return no_content()

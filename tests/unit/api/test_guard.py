@@ -28,6 +28,11 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+def scope_of(method: str, path: str, headers: list[tuple[bytes, bytes]], http_version: str = "1.1") -> Scope:
+    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b""}
+    return {**scope, "headers": headers, "http_version": http_version}
+
+
 class Call:
     """One request through a guard: what it sends, and what the application or the client does."""
 
@@ -47,6 +52,7 @@ class Call:
         path: str = "/v1/x",
         method: str = "POST",
         headers: Sequence[tuple[bytes, bytes]] = (),
+        http_version: str = "1.1",
         ends: bool = True,
         leaves: bool = False,
     ) -> None:
@@ -67,8 +73,7 @@ class Call:
             self.sent.append(message)
 
         head = [(b"host", b"127.0.0.1"), *headers]
-        scope = {"type": "http", "method": method, "path": path, "headers": head, "query_string": b""}
-        asyncio.run(self.guard(scope, receive, send))
+        asyncio.run(self.guard(scope_of(method, path, head, http_version), receive, send))
 
     @property
     def status(self) -> int:
@@ -106,6 +111,29 @@ def test_announced_body_over_its_limit_is_413_before_it_is_asked_for(tmp_path: P
     assert call.code == "too_large"
 
 
+@pytest.mark.parametrize("version", ["0.9", "2", "2.0", "9.9"])
+def test_other_version_of_http_is_refused(tmp_path: Path, version: str) -> None:
+    call = Call(tmp_path)
+    call(http_version=version)
+    assert (call.status, call.code) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("line", [{"path": "/v1/" + "x" * 9000}, {"method": "Q" * 9000}])
+def test_line_that_is_too_long_is_431(tmp_path: Path, line: dict[str, Any]) -> None:
+    call = Call(tmp_path)
+    call(**line)
+    assert (call.status, call.code) == (431, "headers_too_large")
+
+
+def test_body_that_is_packed_is_415(tmp_path: Path) -> None:
+    call = Call(tmp_path)
+    call([b"x"], headers=[(b"content-encoding", b"identity"), (b"content-encoding", b"gzip")])
+    assert (call.status, call.code) == (415, "unsupported_media_type")
+    call = Call(tmp_path)
+    call([b"x"], headers=[(b"content-encoding", b"Identity")])
+    assert call.status == 200
+
+
 def test_upload_may_be_larger(tmp_path: Path) -> None:
     call = Call(tmp_path)
     call([b"x" * 1500], path="/v1/datasets/a", method="PUT")
@@ -128,8 +156,7 @@ def test_body_that_trickles_on_for_ever_is_408(tmp_path: Path) -> None:
     async def send(message: Message) -> None:
         call.sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/x", "headers": [(b"host", b"127.0.0.1")]}
-    asyncio.run(call.guard(scope, trickle, send))
+    asyncio.run(call.guard(scope_of("POST", "/v1/x", [(b"host", b"127.0.0.1")]), trickle, send))
     assert call.code == "read_timeout"
 
 

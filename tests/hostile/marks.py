@@ -1,0 +1,3 @@
+"""What stands in hostile input and may never come back."""
+
+MARK = "qzXq"
