@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SECRETS = ("CHORUS_API_KEY", "REDIS_PASSWORD")
+SECRETS = ("CHORUS_API_KEY", "REDIS_PASSWORD", "GRAFANA_PASSWORD")
 
 
 def render(example: str, profile: str) -> str:

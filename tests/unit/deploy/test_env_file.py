@@ -32,8 +32,9 @@ def test_env_file_when_written_has_fresh_secrets_for_its_owner_only(write_env: A
     assert write_env(["--folder", str(folder)]) == 0
     written = values(folder)
     assert written["COMPOSE_PROFILES"] == "cpu"
-    assert len({written["CHORUS_API_KEY"], written["REDIS_PASSWORD"]}) == 2
-    assert min(len(written["CHORUS_API_KEY"]), len(written["REDIS_PASSWORD"])) >= 40
+    secrets = [written[name] for name in ("CHORUS_API_KEY", "REDIS_PASSWORD", "GRAFANA_PASSWORD")]
+    assert len(set(secrets)) == 3
+    assert min(map(len, secrets)) >= 40
     assert stat.S_IMODE((folder / ".env").stat().st_mode) == 0o600
 
 
@@ -55,6 +56,7 @@ def test_example_holds_no_secret() -> None:
     text = (ROOT / ".env.example").read_text()
     assert "\nCHORUS_API_KEY=\n" in text
     assert "\nREDIS_PASSWORD=\n" in text
+    assert "\nGRAFANA_PASSWORD=\n" in text
 
 
 def test_make_env_calls_the_script() -> None:
