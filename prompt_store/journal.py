@@ -235,7 +235,7 @@ def _files_of(change: Change) -> Iterator[tuple[str, Stamped]]:
         yield f"task-{task_id}.json", TaskRecord(epoch=change.epoch, entry=change.entry)
     if change.tombstone is not None:
         yield f"task-{task_id}.json", TaskRecord(epoch=change.epoch, tombstone=change.tombstone)
-    for version in change.versions:
+    for version in reversed(change.versions):  # of a joint publication the first comes last, and stands for all of it
         yield f"version-{task_id}-{version.number}.json", VersionRecord(epoch=change.epoch, version=version)
     if change.aliases is not None:
         yield f"aliases-{task_id}.json", AliasesRecord(epoch=change.epoch, task_id=task_id, aliases=change.aliases)

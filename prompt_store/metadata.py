@@ -101,6 +101,12 @@ def member_keys(publication: str) -> list[str]:
     return [publication, *(f"{publication}#{place}" for place in range(2, MAX_MEMBERS + 1))]
 
 
+def member_place(key: str) -> int:
+    """Where the version with this key stands in its publication, from 1."""
+    place = key.partition("#")[2]
+    return int(place) if place else 1
+
+
 @dataclass(frozen=True)
 class Change:
     """The outcome of one write as of `epoch`; None or empty: this part did not change and was not read."""

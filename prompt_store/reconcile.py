@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from prompt_store.journal import Journal
-from prompt_store.metadata import AliasEntry, Change, Dump, Restoration, TaskEntry, Tombstone
+from prompt_store.metadata import AliasEntry, Change, Dump, Restoration, TaskEntry, Tombstone, member_place
 from prompt_store.models import Record, Version
 
 ProblemKind = Literal[
@@ -199,13 +199,21 @@ def _compare_versions(found: Comparison) -> None:
             assert present is not None
             if present != version:
                 _tell_files(found, "stale_record", subject, key[0], version=present)
-        elif present != version:
+        elif present != version and not (present is None and _is_half(found, key, version.publication)):
             found.report("stale_in_server" if present else "missing_in_server", subject)
             found.versions.append(version)
             found.entries[key[0]] = found.live[key[0]]
     for key, version in server.items():
         if key not in found.journal.versions and key[0] in found.live:
             _tell_files(found, "missing_record", f"version {version.task}@{version.number}", key[0], version=version)
+
+
+def _is_half(found: Comparison, key: tuple[str, int], publication: str) -> bool:
+    """Whether it is what is left of a joint publication that nobody was told of: its writer died between the files, and
+    the server forgot the rest. Its number stays used."""
+    first = (key[0], key[1] - member_place(publication) + 1)
+    lost = f"version-{first[0]}-{first[1]}.json" in found.journal.unreadable
+    return first not in found.journal.versions and not lost
 
 
 def _compare_aliases(found: Comparison) -> None:

@@ -1,11 +1,12 @@
 """A publisher made to be killed. Run as a process of its own, it forks children that publish and die by SIGKILL.
 
-    python -m tests.contract.prompt_store_victim REDIS_URL FOLDER points fresh|same
+    python -m tests.contract.prompt_store_victim REDIS_URL FOLDER points fresh|same|together
     python -m tests.contract.prompt_store_victim REDIS_URL FOLDER rounds N
 
 `points`: one child for each step of a publication that touches disk or server; the child dies at that step, in the
-middle of it where it is a write. `rounds`: N children that publish without end and are killed at a random moment.
-Lines on standard output: `begin KEY TASK SEED`, `ack KEY NUMBER DIGEST`, `died`, `lived`.
+middle of it where it is a write; with `together` it publishes three versions and their ensemble. `rounds`: N children
+that publish without end and are killed at a random moment.
+Lines on standard output: `begin KEY TASK SEED`, `ack KEY NUMBER DIGEST`, once for each version, `died`, `lived`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prompt_store import BlobStore, PromptStore, RedisMetadata
+from prompt_store import BlobStore, NewPrompt, PromptStore, RedisMetadata
 from prompt_store.testing import EXAMPLE_SPEC, example_meta, example_tensors
 
+TOGETHER = 3
 STEPS = ("open", "write", "fsync", "rename", "utime")
 
 
@@ -38,6 +40,18 @@ def publish_aloud(store: PromptStore, key: str, task: str, seed: int) -> None:
     say("begin", key, task, seed)
     version = publish(store, key, task, seed).version
     say("ack", key, version.number, version.digest)
+
+
+def publish_together(store: PromptStore, key: str, task: str, seed: int) -> Any:
+    meta = example_meta(task)
+    prompts = [NewPrompt(meta, example_tensors(meta, seed + place)) for place in range(TOGETHER)]
+    return store.publish_together(task=task, prompts=prompts, publication=key, spec=EXAMPLE_SPEC)
+
+
+def publish_together_aloud(store: PromptStore, key: str, task: str, seed: int) -> None:
+    say("begin", key, task, seed)
+    for version in publish_together(store, key, task, seed).versions:
+        say("ack", version.publication, version.number, version.digest)
 
 
 def in_child(work: Callable[[], None], *, kill_after_s: float | None = None) -> bool:
@@ -98,14 +112,18 @@ class Doom:
         RedisMetadata._run = run  # type: ignore[method-assign]
 
 
-def die_at_every_point(url: str, folder: Path, *, fresh: bool) -> None:
+def die_at_every_point(url: str, folder: Path, content: str) -> None:
     for step in range(1000):
 
         def work(step: int = step) -> None:
             store = PromptStore(RedisMetadata(url), BlobStore(folder))
             store.epoch()
             Doom(step).arm()
-            publish_aloud(store, f"point-{step}", f"task-{step}" if fresh else "same", step if fresh else 0)
+            if content == "together":
+                publish_together_aloud(store, f"point-{step}", "sentiment", 10 * step)
+            else:
+                fresh = content == "fresh"
+                publish_aloud(store, f"point-{step}", f"task-{step}" if fresh else "same", step if fresh else 0)
 
         if not in_child(work):
             say("lived")
@@ -129,6 +147,6 @@ def die_at_random(url: str, folder: Path, rounds: int) -> None:
 if __name__ == "__main__":
     url, folder, mode, argument = sys.argv[1:]
     if mode == "points":
-        die_at_every_point(url, Path(folder), fresh=argument == "fresh")
+        die_at_every_point(url, Path(folder), argument)
     else:
         die_at_random(url, Path(folder), int(argument))
