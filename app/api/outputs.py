@@ -115,20 +115,21 @@ def total_usage(outputs: Sequence[Output]) -> UsageBody:
 
 def count_first(metrics: Metrics, row: Pinned) -> None:
     """The first event of a stream."""
-    metrics.first_token_seconds.labels(row.first.task).observe(time.monotonic() - row.arrived)
+    metrics.first_token_seconds.labels(metrics.task_label(row.first.task)).observe(time.monotonic() - row.arrived)
 
 
 def count_row(metrics: Metrics, row: Pinned, output: Output) -> None:
     """One answered row, with its usage."""
     assert output.usage is not None
     count_answer(f"{output.task}@{output.version}", output.usage.total_tokens)
-    metrics.rows.labels(output.task, output.finish_reason).inc()
-    metrics.row_seconds.labels(output.task).observe(time.monotonic() - row.arrived)
-    metrics.prompt_tokens.labels(output.task).inc(output.usage.prompt_tokens)
-    metrics.virtual_tokens.labels(output.task).inc(output.usage.virtual_tokens)
-    metrics.generation_tokens.labels(output.task).inc(output.usage.completion_tokens)
+    task = metrics.task_label(row.first.task)
+    metrics.rows.labels(task, output.finish_reason).inc()
+    metrics.row_seconds.labels(task).observe(time.monotonic() - row.arrived)
+    metrics.prompt_tokens.labels(task).inc(output.usage.prompt_tokens)
+    metrics.virtual_tokens.labels(task).inc(output.usage.virtual_tokens)
+    metrics.generation_tokens.labels(task).inc(output.usage.completion_tokens)
     if output.abstained:
-        metrics.abstained.labels(output.task).inc()
+        metrics.abstained.labels(task).inc()
 
 
 @contextmanager

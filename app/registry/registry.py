@@ -55,6 +55,7 @@ class Registry:
         """`host_cache_bytes` bounds the loaded prompts; `preload` names those to load before `start` returns;
         every blob is verified once in `scrub_s` seconds, 0 never."""
         self._store = store
+        self._metrics = metrics if metrics is not None else Metrics()
         self._backbone = backbone
         self._admit = admit
         self._threads = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="registry", initializer=compute_alone)
@@ -63,7 +64,7 @@ class Registry:
             self._load,
             budget_bytes=host_cache_bytes,
             retry_s=reconcile_s,
-            metrics=metrics if metrics is not None else Metrics(),
+            metrics=self._metrics,
         )
         self._warmer = Warmer(self._cache, lambda: self.snapshot, preload=preload)
         self._scrubber = Scrubber(store, lambda: self.snapshot.versions, every_s=scrub_s)
@@ -261,7 +262,13 @@ class Registry:
         """Called by whatever thread replaced the snapshot."""
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._warmer.note, before, names)
+            loop.call_soon_threadsafe(self._note, before, names)
+
+    def _note(self, before: Snapshot, names: frozenset[str] | None) -> None:
+        self._warmer.note(before, names)
+        known = self.snapshot.states
+        changed = before.states.keys() if names is None else names
+        self._metrics.forget_tasks(name for name in changed if name not in known)
 
 
 def _page(

@@ -1,7 +1,7 @@
 """Every metric of the service: its name, unit and labels, in one place. Names follow vLLM's with the prefix `chorus_`.
 
 One `Metrics` belongs to one application, so two applications in one process do not share counters. A label `task`
-takes registered names only: what a caller types never becomes a label.
+takes registered names only, and a bounded number of them: what a caller types never becomes a label.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from app.telemetry.tally import SECONDS, Tally
 
 PREFIX = "chorus_"
+
+MOST_TASKS = 1000
+"""Tasks that have series of their own, some sixty each; those that come after share the name `OTHER`."""
+
+OTHER = "(other)"
 
 Readings = Mapping[str, float]
 Tallies = Mapping[str, Mapping[str, Tally]]
@@ -68,6 +73,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
+        self._tasks: set[str] = set()
         counter, times = self._counter, self._times
         self.http_requests = counter("http_requests", "HTTP requests answered.", "route", "method", "status")
         self.http_seconds = times("http_request_duration_seconds", "From a head to the last byte.", "route")
@@ -90,6 +96,23 @@ class Metrics:
 
     def _times(self, name: str, help_text: str, *labels: str) -> Histogram:
         return Histogram(PREFIX + name, help_text, labels, buckets=SECONDS, registry=self.registry)
+
+    def task_label(self, name: str) -> str:
+        """What a registered task is called in labels."""
+        if name not in self._tasks:
+            if len(self._tasks) >= MOST_TASKS:
+                return OTHER
+            self._tasks.add(name)
+        return name
+
+    def forget_tasks(self, names: Iterable[str]) -> None:
+        """Drop the series of tasks that are no more, which makes room for others."""
+        for name in self._tasks.intersection(names):
+            self._tasks.discard(name)
+            for one in (self.rows, self.abstained, self.row_seconds, self.first_token_seconds):
+                one.remove_by_labels({"task": name})
+            for tokens in (self.prompt_tokens, self.virtual_tokens, self.generation_tokens):
+                tokens.remove_by_labels({"task": name})
 
     def observe(self, kind: str, read: Callable[[], Readings]) -> None:
         """Export what `read()` returns at each scrape: names ending in `_total` as counters, all others as gauges."""

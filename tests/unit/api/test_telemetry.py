@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from app.engine import EngineStats
 from app.telemetry import Metrics, configure_logging, request_id
-from app.telemetry.metrics import ENGINE, engine_readings, engine_tallies
+from app.telemetry.metrics import ENGINE, MOST_TASKS, OTHER, engine_readings, engine_tallies
 from app.telemetry.tally import Tally
 from app.training.census import NAMES
 
@@ -111,3 +112,35 @@ def test_two_applications_do_not_share_counters() -> None:
     first.row_failures.labels("x").inc()
     assert b'code="x"' in first.exposition()
     assert b'code="x"' not in second.exposition()
+
+
+def test_tasks_beyond_the_bound_share_a_label_until_there_is_room() -> None:
+    metrics = Metrics()
+    for number in range(MOST_TASKS + 50):
+        metrics.rows.labels(metrics.task_label(f"t{number}"), "stop").inc()
+    text = metrics.exposition().decode()
+    assert f'chorus_request_success_total{{finished_reason="stop",task="{OTHER}"}} 50.0' in text
+    assert text.count("chorus_request_success_total{") == MOST_TASKS + 1
+    assert metrics.task_label("t3") == "t3"
+    metrics.forget_tasks(["t3", "never seen"])
+    assert metrics.task_label("new") == "new"
+    assert metrics.task_label("t3") == OTHER
+
+
+def test_task_that_is_gone_leaves_no_series() -> None:
+    metrics = Metrics()
+    for name in ("gone", "kept"):
+        label = metrics.task_label(name)
+        metrics.rows.labels(label, "stop").inc()
+        metrics.rows.labels(label, "length").inc()
+        metrics.row_seconds.labels(label).observe(1)
+        metrics.first_token_seconds.labels(label).observe(1)
+        for one in (metrics.abstained, metrics.prompt_tokens, metrics.virtual_tokens, metrics.generation_tokens):
+            one.labels(label).inc()
+    metrics.forget_tasks(["gone"])
+    text = metrics.exposition().decode()
+    assert 'task="gone"' not in text
+    assert text.count('finished_reason="stop",task="kept"} 1.0') == 1
+    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
+    labelled = {sample.name for sample in samples if sample.labels.get("task") == "kept"}
+    assert len({re.sub("_(bucket|sum|count|total|created)$", "", name) for name in labelled}) == 7

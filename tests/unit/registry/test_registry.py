@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from app.errors import EngineFailure, Overloaded, StoreDown, VersionUnavailable
+from app.telemetry import Metrics
 from prompt_store import (
     AliasTarget,
     RevisionMismatch,
@@ -96,6 +97,22 @@ def test_writes_are_read_back_at_once(store: FragileStore, tmp_path: Path) -> No
             await registry.delete_task("new")
             with pytest.raises(TaskNotFound):
                 registry.task("new")
+
+    run(test())
+
+
+def test_task_deleted_elsewhere_leaves_no_series(store: FragileStore, tmp_path: Path) -> None:
+    publish(store, FakeBackbone(), "brief", "{text}")
+    metrics = Metrics()
+    for name in ("brief", "echo"):
+        metrics.rows.labels(metrics.task_label(name), "stop").inc()
+
+    async def test() -> None:
+        async with running(store, tmp_path, metrics=metrics) as registry:
+            store.delete_task("brief")
+            await until(lambda: "brief" not in registry.snapshot.states)
+            await until(lambda: b'task="brief"' not in metrics.exposition())
+            assert b'task="echo"' in metrics.exposition()
 
     run(test())
 

@@ -12,7 +12,7 @@ import torch
 
 from app.backbone import Backbone, LoadedPrompt, encode_row, generate_greedy, load_prompt, score_labels
 from app.backbone.calibration import expected_calibration_error
-from app.errors import Conflict
+from app.errors import Conflict, InvalidDataset
 from app.settings import Settings
 from app.training import run, session
 from app.training.golden import TEXTS
@@ -261,6 +261,26 @@ def test_failed_attempt_ends_the_job_with_a_code_and_no_inner_detail(
     assert ended.error is not None
     assert "secret" not in ended.error.message
     assert "0x7f" not in ended.error.message
+
+
+def test_log_of_a_failed_attempt_does_not_quote_the_data(
+    context: Context, jobs: JobStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise InvalidDataset("the label 'zebra7' is not one of the task's", row=3)
+
+    job, _ = jobs.submit(short_request())
+    monkeypatch.setattr(Session, "run", fail)
+    monkeypatch.setattr(run, "_context", lambda *_: context)
+    number = context.records.claim(job.id, "here")
+    settings = Settings.model_validate({"redis_url": "unix:///nothing"})
+    run.train(settings, context.records, job.id, number, threading.Event())
+    (line,) = [record for record in caplog.records if job.id in record.getMessage()]
+    assert (line.getMessage(), vars(line)["row"]) == (f"{job.id}: failed: invalid_dataset", 3)
+    assert "zebra7" not in caplog.text
+    ended = jobs.get(job.id).error
+    assert ended is not None
+    assert "zebra7" in ended.message  # for whoever submitted it
 
 
 def test_interrupted_attempt_resumes_from_its_checkpoint(context: Context, jobs: JobStore, tmp_path: Path) -> None:
