@@ -133,7 +133,7 @@ async def _start(
         backbone = await asyncio.to_thread(load_backbone, _backbone_config(settings))
     store = parts.store
     if store is None:
-        store = PromptStore.open(_redis_url(settings), settings.blobs)
+        store = PromptStore.open(_redis_url(settings), settings.blobs, blobs_url=settings.blobs_url)
         stack.callback(store.close)
     jobs = parts.jobs or _open_jobs(settings, store, backbone)
     engine = parts.engine or EngineService(backbone, _engine_config(settings))
@@ -181,6 +181,7 @@ def _open_jobs(settings: Settings, store: PromptStore, backbone: Backbone) -> Jo
         store,
         lease_s=settings.job_lease_s,
         max_rows=settings.max_train_rows,
+        blobs_url=settings.blobs_url,
         backbone=backbone,
     )
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 BUNDLED_MODEL = "bundled"
@@ -36,6 +36,10 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=default_data_dir, description="Folder for everything this machine keeps.")
     redis_url: str | None = Field(None, description="Redis, Valkey, Sentinels; unset: `chorus up` embeds a server.")
     blob_dir: Path | None = Field(None, description="Folder of prompt blobs, shared by replicas (data_dir/blobs).")
+
+    blobs_url: str | None = Field(
+        None, description="Object store of blobs, records and data sets, s3://bucket/prefix; blob_dir holds copies."
+    )
 
     # the frozen model
     model: str = Field(BUNDLED_MODEL, description="Backbone: `bundled`, a local folder, or a hub id.")
@@ -115,6 +119,19 @@ class Settings(BaseSettings):
         "Needs the extra `tracing`.",
     )
     trace_share: float = Field(1.0, ge=0, le=1, description="Share of the traces begun here that are kept.")
+
+    @field_validator("blobs_url")
+    @classmethod
+    def _usable(cls, url: str | None) -> str | None:
+        """A wrong place, or one whose library is not installed, stops the start and not the first request."""
+        if url is not None:
+            from prompt_store import InvalidBlobsUrl, ObjectStore
+
+            try:
+                ObjectStore(url)
+            except InvalidBlobsUrl as error:
+                raise ValueError(error.message) from None
+        return url
 
     @cached_property
     def blobs(self) -> Path:

@@ -13,6 +13,7 @@ from prompt_store.errors import (
     CorruptRecord,
     Fenced,
     InvalidBlob,
+    InvalidBlobsUrl,
     InvalidManifest,
     InvalidName,
     InvalidReference,
@@ -53,6 +54,7 @@ from prompt_store.models import (
     Version,
     VersionState,
 )
+from prompt_store.objects import ObjectStore
 from prompt_store.publication import JointPublication, NewPrompt, Publication
 from prompt_store.reconcile import Problem
 from prompt_store.redis_metadata import RedisMetadata
@@ -64,6 +66,7 @@ from prompt_store.refs import (
     check_task_name,
     parse_ref,
 )
+from prompt_store.remote_blobs import RemoteBlobStore
 from prompt_store.snapshot import Snapshot, TaskState
 from prompt_store.store import PromptStore
 
@@ -92,6 +95,7 @@ __all__ = [
     "FsckReport",
     "Golden",
     "InvalidBlob",
+    "InvalidBlobsUrl",
     "InvalidManifest",
     "InvalidName",
     "InvalidReference",
@@ -101,6 +105,7 @@ __all__ = [
     "Metric",
     "NewPrompt",
     "NotFound",
+    "ObjectStore",
     "Problem",
     "PromptMeta",
     "PromptRef",
@@ -108,6 +113,7 @@ __all__ = [
     "Publication",
     "Record",
     "RedisMetadata",
+    "RemoteBlobStore",
     "RevisionMismatch",
     "Share",
     "Snapshot",

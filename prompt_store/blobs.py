@@ -30,6 +30,7 @@ from prompt_store.durable import (
     write_file,
 )
 from prompt_store.errors import BlobNotFound, CorruptBlob, InvalidBlob
+from prompt_store.journal import RecordFiles
 from prompt_store.models import DIGEST
 from prompt_store.refs import check_digest
 
@@ -48,6 +49,10 @@ class BlobStore:
         with storage_errors("blob directory"):
             for folder in (root, self._folder, self._quarantine):
                 make_folder(folder)
+
+    def records(self) -> RecordFiles:
+        """The record files beside the blobs."""
+        return RecordFiles(self.root)
 
     def publishing(self) -> AbstractContextManager[None]:
         """Held from `put` until the record is committed: the collector waits for it."""
@@ -68,7 +73,7 @@ class BlobStore:
         digest = digest_of(data)
         with storage_errors("blob directory"):
             if not self._touch(digest):
-                write_file(self._path(digest), data)
+                write_file(self.path(digest), data)
         return digest
 
     def _touch(self, digest: str) -> bool:
@@ -77,13 +82,13 @@ class BlobStore:
             self.read(digest)
         except (BlobNotFound, CorruptBlob):
             return False
-        os.utime(self._path(digest))
+        os.utime(self.path(digest))
         sync_folder(self._folder)  # its first writer may have died between rename and this flush
         return True
 
     def read(self, digest: str) -> bytes:
         """The blob's bytes, verified against their name. Raises BlobNotFound, CorruptBlob, StoreUnavailable."""
-        path = self._path(digest)
+        path = self.path(digest)
         with storage_errors("blob directory"):
             try:
                 data = read_file(path, limit=self.max_bytes)
@@ -97,9 +102,17 @@ class BlobStore:
             raise CorruptBlob(f"the bytes of blob {digest} have another digest", param="digest")
         return data
 
+    def read_durable(self, digest: str) -> bytes:
+        """As `read`; differs where a folder stands in front of an object store."""
+        return self.read(digest)
+
+    def heal(self, digest: str) -> bool:
+        """Whether a missing blob could be put back from a copy: a folder has none."""
+        return False
+
     def exists(self, digest: str) -> bool:
         """Whether a file of this name is there; says nothing of its bytes."""
-        return os.path.lexists(self._path(digest))
+        return os.path.lexists(self.path(digest))
 
     def digests(self) -> Iterator[str]:
         """Digests of all blobs in service, in no order."""
@@ -111,7 +124,7 @@ class BlobStore:
 
     def age_s(self, digest: str) -> float:
         """Seconds since the blob was written or touched. Raises BlobNotFound."""
-        return _age_s(self._path(digest), digest)
+        return _age_s(self.path(digest), digest)
 
     def quarantine_age_s(self, digest: str) -> float:
         """Seconds since the blob was put into quarantine. Raises BlobNotFound."""
@@ -151,7 +164,20 @@ class BlobStore:
                     removed += 1
         return removed
 
-    def _path(self, digest: str) -> Path:
+    def shrink(self, limit_bytes: int) -> None:
+        """Delete blobs, those touched longest ago first, until at most `limit_bytes` are left: for copies only."""
+        with storage_errors("blob directory"):
+            files = sorted(_files(self._folder))
+            total = sum(size for _, size, _ in files)
+            for _, size, path in files:
+                if total <= limit_bytes:
+                    return
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+                total -= size
+
+    def path(self, digest: str) -> Path:
+        """Where the blob of this digest lies, if it is there."""
         return self._folder / (check_digest(digest) + SUFFIX)
 
 
@@ -160,12 +186,29 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _files(folder: Path) -> Iterator[tuple[float, int, str]]:
+    """Modification time, size and path of every blob in a folder, while others may change it."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if digest_in(entry.name) is None:
+                continue
+            with suppress(FileNotFoundError):
+                status = entry.stat(follow_symlinks=False)
+                yield status.st_mtime, status.st_size, entry.path
+
+
+def digest_in(name: str) -> str | None:
+    """The digest that a blob's file name holds; None for other files."""
+    digest = name.removesuffix(SUFFIX)
+    return digest if digest != name and _DIGEST.fullmatch(digest) else None
+
+
 def _digests(folder: Path) -> Iterator[str]:
     with storage_errors("blob directory"):
         names = os.listdir(folder)
     for name in names:
-        if name.endswith(SUFFIX) and _DIGEST.fullmatch(name.removesuffix(SUFFIX)):
-            yield name.removesuffix(SUFFIX)
+        if (digest := digest_in(name)) is not None:
+            yield digest
 
 
 def _age_s(path: Path, digest: str) -> float:

@@ -8,28 +8,26 @@ quarantine first, and comes back if a version names it after all.
 
 from __future__ import annotations
 
-from prompt_store.blobs import BlobStore
+from contextlib import suppress
+
 from prompt_store.errors import BlobNotFound, StoreBehind
-from prompt_store.journal import RecordFiles
 from prompt_store.metadata import Metadata
+from prompt_store.places import Blobs, Records
 
 
-def collect_orphans(metadata: Metadata, blobs: BlobStore, records: RecordFiles, *, grace_s: float) -> list[str]:
+def collect_orphans(metadata: Metadata, blobs: Blobs, records: Records, *, grace_s: float) -> list[str]:
     """Returns the digests taken out of service. Raises StoreBehind: a server that forgot cannot say what is unused."""
     with blobs.collecting():
         referenced = _referenced(metadata, records)
         _empty_quarantine(blobs, referenced, grace_s)
-        collected = [
-            digest for digest in blobs.digests() if digest not in referenced and _older(blobs, digest, grace_s)
-        ]
-        for digest in collected:
-            blobs.quarantine(digest)
+        old = [digest for digest in blobs.digests() if digest not in referenced and _older(blobs, digest, grace_s)]
+        collected = [digest for digest in old if _quarantined(blobs, digest)]
         blobs.purge_temporaries(older_than_s=grace_s)
         records.purge_temporaries()
     return sorted(collected)
 
 
-def _referenced(metadata: Metadata, records: RecordFiles) -> set[str]:
+def _referenced(metadata: Metadata, records: Records) -> set[str]:
     """Digests named by the server or by a record file: either is enough to keep a blob."""
     floor, epoch = records.floor(), metadata.epoch()
     if epoch < floor:
@@ -39,16 +37,25 @@ def _referenced(metadata: Metadata, records: RecordFiles) -> set[str]:
     return named
 
 
-def _older(blobs: BlobStore, digest: str, grace_s: float) -> bool:
+def _older(blobs: Blobs, digest: str, grace_s: float) -> bool:
     try:
         return blobs.age_s(digest) >= grace_s
     except BlobNotFound:  # another collector was faster
         return False
 
 
-def _empty_quarantine(blobs: BlobStore, referenced: set[str], grace_s: float) -> None:
+def _quarantined(blobs: Blobs, digest: str) -> bool:
+    try:
+        blobs.quarantine(digest)
+    except BlobNotFound:  # as above
+        return False
+    return True
+
+
+def _empty_quarantine(blobs: Blobs, referenced: set[str], grace_s: float) -> None:
     for digest in list(blobs.quarantined()):
-        if digest in referenced and not blobs.exists(digest):
-            blobs.bring_back(digest)
-        elif blobs.quarantine_age_s(digest) >= grace_s:
-            blobs.purge(digest)
+        with suppress(BlobNotFound):  # as above
+            if digest in referenced and not blobs.exists(digest):
+                blobs.bring_back(digest)
+            elif blobs.quarantine_age_s(digest) >= grace_s:
+                blobs.purge(digest)

@@ -3,6 +3,7 @@
     StoreError
     ├── InvalidName            a task, alias or digest that is not of its form
     ├── InvalidReference       `task@word` and the like; carries a suggestion
+    ├── InvalidBlobsUrl        a place for blobs that is not of its form, or whose library is not installed
     ├── InvalidBlob            bytes that are not an acceptable prompt (size, header, names, dtype, shape, finite)
     ├── NotFound
     │   ├── TaskNotFound
@@ -43,6 +44,10 @@ class InvalidName(StoreError):
 
 class InvalidReference(StoreError):
     code = "invalid_reference"
+
+
+class InvalidBlobsUrl(StoreError):
+    code = "invalid_blobs_url"
 
 
 class InvalidBlob(StoreError):

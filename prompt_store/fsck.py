@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from prompt_store.blob_format import canonical_meta, decode_blob
-from prompt_store.blobs import BlobStore
 from prompt_store.errors import BlobNotFound, Conflict, CorruptBlob, InvalidBlob, StoreUnavailable
-from prompt_store.journal import RecordFiles
 from prompt_store.metadata import Metadata
 from prompt_store.models import Record, Version
+from prompt_store.places import Blobs, Records
 from prompt_store.reconcile import Comparison, Problem, compare
 
 _ATTEMPTS = 5
@@ -33,13 +32,13 @@ class FsckReport(Record):
         return all(problem.repaired for problem in self.problems)
 
 
-def check_store(metadata: Metadata, blobs: BlobStore, records: RecordFiles) -> FsckReport:
+def check_store(metadata: Metadata, blobs: Blobs, records: Records) -> FsckReport:
     """Compare the three and verify every blob. Writes of others in the meantime may show up as differences."""
     found = _compare(metadata, records)
     return _report(found, blobs, found.dump.epoch, found.problems)
 
 
-def rebuild_store(metadata: Metadata, blobs: BlobStore, records: RecordFiles) -> FsckReport:
+def rebuild_store(metadata: Metadata, blobs: Blobs, records: Records) -> FsckReport:
     """Remove the differences: the server learns in one atomic step, then the files. Blobs are only verified.
 
     Raises StoreUnavailable when others keep writing in between.
@@ -62,13 +61,13 @@ def rebuild_store(metadata: Metadata, blobs: BlobStore, records: RecordFiles) ->
     raise StoreUnavailable("the registry kept changing while it was being rebuilt")
 
 
-def _compare(metadata: Metadata, records: RecordFiles) -> Comparison:
+def _compare(metadata: Metadata, records: Records) -> Comparison:
     # Files first: a write that falls in between is then known to the server at a later epoch, and the server is right.
     journal = records.read_all()
     return compare(journal, metadata.dump())
 
 
-def _report(found: Comparison, blobs: BlobStore, epoch: int, problems: list[Problem]) -> FsckReport:
+def _report(found: Comparison, blobs: Blobs, epoch: int, problems: list[Problem]) -> FsckReport:
     versions = found.live_versions()
     present = set(blobs.digests())
     return FsckReport(
@@ -87,20 +86,23 @@ def _judge(problems: list[Problem], *, still_unreadable: list[str]) -> list[Prob
     return [p.model_copy(update={"repaired": p.subject not in beyond_repair}) for p in problems]
 
 
-def _bring_back(found: Comparison, blobs: BlobStore) -> None:
-    """Blobs that a collector put into quarantine although a version names them."""
+def _bring_back(found: Comparison, blobs: Blobs) -> None:
+    """Blobs that a collector put into quarantine although a version names them, and lost ones that have a copy."""
     named = {version.digest for version in found.live_versions()}
-    for digest in named.intersection(blobs.quarantined()):
-        if not blobs.exists(digest):
+    quarantined = set(blobs.quarantined())
+    for digest in named.difference(blobs.digests()):
+        if digest in quarantined:
             blobs.bring_back(digest)
+        else:
+            blobs.heal(digest)
 
 
-def _check_blobs(blobs: BlobStore, versions: Iterable[Version]) -> list[Problem]:
+def _check_blobs(blobs: Blobs, versions: Iterable[Version]) -> list[Problem]:
     problems = []
     for version in versions:
         subject = f"version {version.task}@{version.number}"
         try:
-            meta, _ = decode_blob(blobs.read(version.digest), max_bytes=blobs.max_bytes)
+            meta, _ = decode_blob(blobs.read_durable(version.digest), max_bytes=blobs.max_bytes)
         except BlobNotFound:
             problems.append(Problem(kind="missing_blob", subject=subject, detail=version.digest))
         except (CorruptBlob, InvalidBlob) as error:

@@ -40,7 +40,7 @@ from prompt_store.models import Record, Version
 
 _TASK_ID = re.compile(r"[0-9a-f]{32}")
 _SEAL = re.compile(rb"sha256:([0-9a-f]{64})\n")
-_MAX_RECORD_BYTES = 64 << 20
+MAX_RECORD_BYTES = 64 << 20
 
 AnyRecord = TypeVar("AnyRecord", bound="Stamped")
 
@@ -128,7 +128,7 @@ class RecordFiles:
         with storage_errors("record files"), locked(self.folder / "lock", exclusive=True):
             told = self._told(change)
             if not self._buried_since(change):
-                for name, record in _files_of(change):
+                for name, record in files_of(change):
                     if name not in told:
                         self._replace(name, record)
             if change.tombstone is not None:
@@ -145,14 +145,14 @@ class RecordFiles:
     def _buried_since(self, change: Change) -> bool:
         """Whether the task was deleted by a later change whose writer was faster."""
         try:
-            record = self._read(f"task-{_checked(change.task_id)}.json", TaskRecord)
+            record = self._read(f"task-{task_id_of(change)}.json", TaskRecord)
         except CorruptRecord:
             return False
         return record is not None and record.tombstone is not None and change.tombstone is None
 
     def _told(self, change: Change) -> set[str]:
         """Files that need no word of `change`: a change of a version reads its task, but leaves it as it was."""
-        name = f"task-{_checked(change.task_id)}.json"
+        name = f"task-{task_id_of(change)}.json"
         try:
             known = bool(change.versions) and self._read(name, TaskRecord) is not None
         except CorruptRecord:
@@ -169,7 +169,7 @@ class RecordFiles:
 
     def _remove_parts(self, task_id: str) -> None:
         """Versions and aliases of a deleted task: they may quote users' texts, so they go with it."""
-        prefixes = (f"version-{_checked(task_id)}-", f"aliases-{task_id}.")
+        prefixes = (f"version-{checked_id(task_id)}-", f"aliases-{task_id}.")
         for name in os.listdir(self.folder):
             if name.startswith(prefixes):
                 with suppress(FileNotFoundError):
@@ -178,7 +178,7 @@ class RecordFiles:
     def _read(self, name: str, kind: type[AnyRecord]) -> AnyRecord | None:
         with storage_errors("record files"):
             try:
-                data = read_file(self.folder / name, limit=_MAX_RECORD_BYTES)
+                data = read_file(self.folder / name, limit=MAX_RECORD_BYTES)
             except FileNotFoundError:
                 return None
             except (NotRegular, TooLong) as error:
@@ -187,34 +187,18 @@ class RecordFiles:
 
     def read_all(self) -> Journal:
         """Every record file. Versions and aliases of deleted tasks are left out."""
-        journal = Journal(epoch=0, tasks={}, versions={}, aliases={}, unreadable=[])
+        journal = new_journal()
         with storage_errors("record files"):
             names = sorted(os.listdir(self.folder))
         for name in names:
+            kind = kind_of(name.removesuffix(".json"))
             try:
-                self._collect(name, journal)
+                record = None if kind is None else self._read(name, kind)
+                if record is not None:
+                    collect_record(journal, record)
             except CorruptRecord:
                 journal.unreadable.append(name)
-        buried = {task_id for task_id, record in journal.tasks.items() if record.tombstone is not None}
-        journal.versions = {key: record for key, record in journal.versions.items() if key[0] not in buried}
-        journal.aliases = {key: record for key, record in journal.aliases.items() if key not in buried}
-        return journal
-
-    def _collect(self, name: str, journal: Journal) -> None:
-        record: Stamped | None = None
-        if name.startswith("task-"):
-            if task := self._read(name, TaskRecord):
-                journal.tasks[_subject(task)] = record = task
-        elif name.startswith("version-"):
-            if version := self._read(name, VersionRecord):
-                journal.versions[version.version.task_id, version.version.number] = record = version
-        elif name.startswith("aliases-"):
-            if aliases := self._read(name, AliasesRecord):
-                journal.aliases[aliases.task_id] = record = aliases
-        elif name == "epoch":
-            record = self._read(name, EpochRecord)
-        if record is not None:
-            journal.epoch = max(journal.epoch, record.epoch)
+        return without_buried(journal)
 
     def referenced(self) -> Iterator[str]:
         """Digests that version records name."""
@@ -229,8 +213,40 @@ class RecordFiles:
                     os.unlink(self.folder / name)
 
 
-def _files_of(change: Change) -> Iterator[tuple[str, Stamped]]:
-    task_id = _checked(change.task_id)
+def new_journal() -> Journal:
+    return Journal(epoch=0, tasks={}, versions={}, aliases={}, unreadable=[])
+
+
+def kind_of(subject: str) -> type[Stamped] | None:
+    """What is kept under a name without its ending; None for names that are not ours."""
+    if subject == "epoch":
+        return EpochRecord
+    kinds: dict[str, type[Stamped]] = {"task": TaskRecord, "version": VersionRecord, "aliases": AliasesRecord}
+    prefix, dash, _ = subject.partition("-")
+    return kinds.get(prefix) if dash else None
+
+
+def collect_record(journal: Journal, record: Stamped) -> None:
+    """Add a record that was read. Raises CorruptRecord for a task record without a task."""
+    if isinstance(record, TaskRecord):
+        journal.tasks[_subject(record)] = record
+    elif isinstance(record, VersionRecord):
+        journal.versions[record.version.task_id, record.version.number] = record
+    elif isinstance(record, AliasesRecord):
+        journal.aliases[record.task_id] = record
+    journal.epoch = max(journal.epoch, record.epoch)
+
+
+def without_buried(journal: Journal) -> Journal:
+    """Leaves out versions and aliases of deleted tasks."""
+    buried = {task_id for task_id, record in journal.tasks.items() if record.tombstone is not None}
+    journal.versions = {key: record for key, record in journal.versions.items() if key[0] not in buried}
+    journal.aliases = {key: record for key, record in journal.aliases.items() if key not in buried}
+    return journal
+
+
+def files_of(change: Change) -> Iterator[tuple[str, Stamped]]:
+    task_id = task_id_of(change)
     if change.entry is not None:
         yield f"task-{task_id}.json", TaskRecord(epoch=change.epoch, entry=change.entry)
     if change.tombstone is not None:
@@ -249,7 +265,12 @@ def _subject(record: TaskRecord) -> str:
     raise CorruptRecord("a task record without a task")
 
 
-def _checked(task_id: str) -> str:
+def task_id_of(change: Change) -> str:
+    """Raises InvalidName."""
+    return checked_id(change.task_id)
+
+
+def checked_id(task_id: str) -> str:
     if not _TASK_ID.fullmatch(task_id):
         raise InvalidName("not a task id", param="task_id")
     return task_id

@@ -212,3 +212,8 @@ def follows(epochs: Sequence[int], since: int, now: int) -> bool:
         return False
     steps = pairwise((since, *epochs))
     return all(before <= after <= before + 1 for before, after in steps) and (epochs[-1] if epochs else since) == now
+
+
+def alias_in(change: Change, task: str, name: str | None) -> Alias | None:
+    """The alias as a change left it; None when it has none of this name."""
+    return next((alias for alias in public_aliases(task, change.aliases or ()) if alias.name == name), None)

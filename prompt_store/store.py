@@ -13,12 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from prompt_store.blob_format import canonical_meta, decode_blob
-from prompt_store.blobs import BlobStore
 from prompt_store.collector import collect_orphans
 from prompt_store.errors import AliasNotFound, CorruptBlob
 from prompt_store.fsck import FsckReport, check_store, rebuild_store
-from prompt_store.journal import RecordFiles
-from prompt_store.metadata import Change, Delta, Draft, Metadata, member_keys, public_aliases
+from prompt_store.metadata import Change, Delta, Draft, Metadata, alias_in, member_keys
 from prompt_store.models import (
     PROD,
     Alias,
@@ -32,6 +30,7 @@ from prompt_store.models import (
     Version,
     VersionState,
 )
+from prompt_store.places import Blobs, Records
 from prompt_store.publication import JointPublication, NewPrompt, Publication, check_count, check_state, encode, plain
 from prompt_store.redis_metadata import DEFAULT_TIMEOUT_S, RedisMetadata
 from prompt_store.refs import (
@@ -42,26 +41,30 @@ from prompt_store.refs import (
     check_task_name,
     only_version,
 )
+from prompt_store.remote_blobs import blobs_at
 from prompt_store.snapshot import Snapshot, snapshot_of
 
 MAX_PAGE = 1000
 
 
 class PromptStore:
-    """Tasks, versions and aliases in a metadata server; blobs and record files in a directory."""
+    """Tasks, versions and aliases in a metadata server; blobs and record files in a directory or an object store."""
 
-    def __init__(self, metadata: Metadata, blobs: BlobStore) -> None:
+    def __init__(self, metadata: Metadata, blobs: Blobs) -> None:
         self.metadata = metadata
         self.blobs = blobs
-        self.records = RecordFiles(blobs.root)
+        self.records: Records = blobs.records()
 
     @classmethod
-    def open(cls, redis_url: str, blob_dir: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> PromptStore:
+    def open(
+        cls, redis_url: str, blob_dir: Path, *, blobs_url: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> PromptStore:
         """A store over a Redis-protocol server and a directory, which is created. Connects on first use.
 
-        `timeout_s` bounds connecting to the server and each of its replies.
+        With `blobs_url` (`s3://bucket/prefix`) blobs and records lie in an object store, and the directory has copies.
+        `timeout_s` bounds connecting to the server and each of its replies. Raises InvalidBlobsUrl.
         """
-        return cls(RedisMetadata(redis_url, timeout_s=timeout_s), BlobStore(blob_dir))
+        return cls(RedisMetadata(redis_url, timeout_s=timeout_s), blobs_at(blob_dir, blobs_url))
 
     def close(self) -> None:
         """Close the connections to the metadata server."""
@@ -181,7 +184,7 @@ class PromptStore:
                 self.blobs.put(data)
             change = self.metadata.publish(draft, at=time.time(), floor=self.records.floor())
             self.records.write(change)
-        return JointPublication(change.versions, _alias_in(change, draft.task, draft.alias), change.created)
+        return JointPublication(change.versions, alias_in(change, draft.task, draft.alias), change.created)
 
     def raise_fence(self, publication: str, fence: int) -> int:
         """From now on refuse to publish under a lower token; returns the highest token seen. For whoever takes over."""
@@ -256,7 +259,7 @@ class PromptStore:
             floor=self.records.floor(),
         )
         self.records.write(change)
-        alias = _alias_in(change, task, name)
+        alias = alias_in(change, task, name)
         assert alias is not None
         return alias
 
@@ -343,7 +346,3 @@ class PromptStore:
 
 def _page(limit: int) -> int:
     return max(1, min(limit, MAX_PAGE))
-
-
-def _alias_in(change: Change, task: str, name: str | None) -> Alias | None:
-    return next((alias for alias in public_aliases(task, change.aliases or ()) if alias.name == name), None)

@@ -23,7 +23,10 @@ from app.training.connection import reports_outage
 from app.training.data import Form, RowSet, parse_rows
 from app.training.files import write_atomically
 from app.training.readers import Format, sniff_format
+from prompt_store import ObjectStore
+from prompt_store.objects import ObjectMissing, ObjectTooLong
 
+_MAX_BYTES = 1 << 30
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -54,11 +57,14 @@ class Dataset(BaseModel):
 
 
 class DatasetStore:
-    """Data sets of one installation. `folder` is shared by the API and its workers."""
+    """Data sets of one installation. `folder` is shared by the API and its workers; where it is not, `objects` is."""
 
-    def __init__(self, client: redis.Redis, folder: Path, *, max_rows: int = 200_000) -> None:
+    def __init__(
+        self, client: redis.Redis, folder: Path, *, max_rows: int = 200_000, objects: ObjectStore | None = None
+    ) -> None:
         self._client = client
         self._folder = folder
+        self._objects = objects
         self._max_rows = max_rows
 
     @reports_outage
@@ -81,7 +87,7 @@ class DatasetStore:
             labels=rows.label_counts,
             created_at=time.time(),
         )
-        write_atomically(self._record_path(name), dataset.model_dump_json().encode())
+        self._write(self._record_path(name), dataset.model_dump_json().encode())
         self._register(dataset)
         return dataset
 
@@ -94,7 +100,7 @@ class DatasetStore:
         if found is not None:
             return Dataset.model_validate_json(found)
         try:
-            dataset = Dataset.model_validate_json(self._record_path(name).read_bytes())
+            dataset = Dataset.model_validate_json(self._read(self._record_path(name), newest=True))
         except (FileNotFoundError, ValidationError):
             raise _unknown() from None
         self._register(dataset)
@@ -124,7 +130,7 @@ class DatasetStore:
     def read(self, pinned: PinnedData) -> RowSet:
         """The rows of pinned bytes. Raises InvalidDataset if the file is gone or is not what its name says."""
         try:
-            data = self._data_path(pinned.digest).read_bytes()
+            data = self._read(self._data_path(pinned.digest))
         except FileNotFoundError:
             raise InvalidDataset(f"the file of data set {pinned.digest[:12]} is missing on this machine") from None
         if hashlib.sha256(data).hexdigest() != pinned.digest:
@@ -137,9 +143,30 @@ class DatasetStore:
     def _keep(self, data: bytes) -> str:
         digest = hashlib.sha256(data).hexdigest()
         path = self._data_path(digest)
-        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            write_atomically(path, data)
+        if self._objects is not None or not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            self._write(path, data)
         return digest
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """To where others look first, then here. Raises StoreUnavailable, OSError."""
+        if self._objects is not None:
+            self._objects.put(self._object(path), data)
+        write_atomically(path, data)
+
+    def _read(self, path: Path, *, newest: bool = False) -> bytes:
+        """What lies here; if nothing does, or somebody else may have written since, from there. Raises
+        FileNotFoundError, StoreUnavailable."""
+        if self._objects is None or (path.exists() and not newest):
+            return path.read_bytes()
+        try:
+            data = self._objects.get(self._object(path), limit=_MAX_BYTES)
+        except (ObjectMissing, ObjectTooLong):
+            raise FileNotFoundError(path.name) from None
+        write_atomically(path, data)
+        return data
+
+    def _object(self, path: Path) -> str:
+        return f"datasets/{path.relative_to(self._folder).as_posix()}"
 
     def _register(self, dataset: Dataset) -> None:
         with self._client.pipeline() as pipeline:
@@ -152,6 +179,11 @@ class DatasetStore:
 
     def _record_path(self, name: str) -> Path:
         return self._folder / "names" / f"{hashlib.sha256(name.encode()).hexdigest()}.json"
+
+
+def objects_at(url: str | None) -> ObjectStore | None:
+    """Where data sets are shared, if not in a folder."""
+    return None if url is None else ObjectStore(url)
 
 
 def _check_name(name: str) -> None:

@@ -14,7 +14,7 @@ from app.backbone import Backbone
 from app.telemetry.tracing import Span, current_span, entered
 from app.training.census import take_census
 from app.training.connection import connect, reports_outage
-from app.training.datasets import DatasetStore
+from app.training.datasets import DatasetStore, objects_at
 from app.training.job import Job, JobEvent
 from app.training.plan import Plan
 from app.training.planning import Planner
@@ -51,15 +51,17 @@ class JobStore:
         *,
         lease_s: float,
         max_rows: int = 200_000,
+        blobs_url: str | None = None,
         backbone: Backbone | None = None,
     ) -> Self:
-        """With a client of its own. `data_dir` is shared by the API and its workers. `backbone`, where the process has
-        it loaded, moves the check of label words and context from the trainer to the submission."""
+        """With a client of its own. `data_dir`, or what lies at `blobs_url`, is shared by the API and its workers.
+        `backbone`, where the process has it loaded, moves the check of label words and context from the trainer to the
+        submission."""
         client = connect(redis_url)
         return cls(
             client,
             store,
-            DatasetStore(client, data_dir / "datasets", max_rows=max_rows),
+            DatasetStore(client, data_dir / "datasets", max_rows=max_rows, objects=objects_at(blobs_url)),
             lease_s=lease_s,
             backbone=backbone,
         )

@@ -23,7 +23,7 @@ from app.settings import Settings
 from app.telemetry import configure_logging
 from app.telemetry.tracing import current_span, entered, handed_to_us, open_tracer
 from app.training.connection import connect
-from app.training.datasets import DatasetStore
+from app.training.datasets import DatasetStore, objects_at
 from app.training.follow import Followers
 from app.training.job import JobError
 from app.training.loading import load_for_training
@@ -103,8 +103,7 @@ def error_of(error: Exception) -> JobError:
 
 
 def _fail(records: JobRecords, job_id: str, attempt: int, error: JobError) -> int:
-    # The message is the submitter's to read: it may quote a row. The log is not.
-    log.warning("%s: failed: %s", job_id, error.code, extra={"param": error.param, "row": error.row})
+    log.warning("%s: failed: %s: %s", job_id, error.code, error.message)
     current_span().fail(error.code)
     records.move(job_id, "failed", attempt=attempt, error=error)
     return ENDED
@@ -141,9 +140,12 @@ def _context(
     backbone = load_for_training(settings.model_copy(update={"device": str(own)}))
     return Context(
         records=records,
-        store=PromptStore.open(settings.redis_url, settings.blobs),
+        store=PromptStore.open(settings.redis_url, settings.blobs, blobs_url=settings.blobs_url),
         datasets=DatasetStore(
-            connect(settings.redis_url), settings.data_dir / "datasets", max_rows=settings.max_train_rows
+            connect(settings.redis_url),
+            settings.data_dir / "datasets",
+            max_rows=settings.max_train_rows,
+            objects=objects_at(settings.blobs_url),
         ),
         backbone=backbone,
         data_dir=settings.data_dir,

@@ -120,7 +120,7 @@ def run_worker(settings: Settings) -> int:
     host = socket.gethostname()
     name = f"{host}-{secrets.token_hex(4)}"
     records = JobRecords(client, lease_s=settings.job_lease_s)
-    with PromptStore.open(settings.redis_url, settings.blobs) as store:
+    with PromptStore.open(settings.redis_url, settings.blobs, blobs_url=settings.blobs_url) as store:
         dispatcher = Dispatcher(client)
         supervisor = Supervisor(settings, records, store, host=host, name=name, stop=stop, tracer=tracer)
         reaper = Reaper(

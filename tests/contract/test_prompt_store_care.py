@@ -19,7 +19,7 @@ from prompt_store import (
     TaskNotFound,
 )
 from prompt_store.testing import EXAMPLE_SPEC, example_evaluation, example_meta, example_tensors
-from tests.contract.conftest import Server
+from tests.contract.conftest import Server, on_disk
 
 DAY_S = 86_400.0
 
@@ -189,6 +189,7 @@ def test_rebuild_when_files_miss_what_the_server_did_writes_them(
     assert registry(store) == before
 
 
+@on_disk
 def test_rebuild_when_record_files_are_damaged_writes_them_anew(store: PromptStore) -> None:
     fill(store)
     records = store.blobs.root / "records"
@@ -201,6 +202,7 @@ def test_rebuild_when_record_files_are_damaged_writes_them_anew(store: PromptSto
     assert store.fsck().problems == ()
 
 
+@on_disk
 def test_rebuild_when_a_record_is_lost_on_both_sides_says_so(store: PromptStore, server: Server) -> None:
     version = publish(store, "job-1").version
     server.forget()
@@ -211,6 +213,7 @@ def test_rebuild_when_a_record_is_lost_on_both_sides_says_so(store: PromptStore,
     assert publish(store, "job-2").version.number == 2
 
 
+@on_disk
 def test_fsck_names_blobs_that_are_missing_or_damaged(store: PromptStore) -> None:
     first, second = publish(store, "job-1").version, publish(store, "job-2", seed=1).version
     blobs = store.blobs.root / "blobs"
@@ -222,6 +225,7 @@ def test_fsck_names_blobs_that_are_missing_or_damaged(store: PromptStore) -> Non
     assert not store.rebuild().ok
 
 
+@on_disk
 def test_publish_of_the_same_content_mends_a_damaged_blob(store: PromptStore) -> None:
     version = publish(store, "job-1").version
     path = store.blobs.root / "blobs" / f"{version.digest}.safetensors"
@@ -245,6 +249,7 @@ def age(store: PromptStore, digest: str, folder: str = "blobs") -> None:
     os.utime(path, (long_ago, long_ago))
 
 
+@on_disk
 def test_collect_orphans_takes_only_old_blobs_that_nothing_names(store: PromptStore) -> None:
     used = publish(store, "job-1").version
     digest = orphan(store)
@@ -258,6 +263,7 @@ def test_collect_orphans_takes_only_old_blobs_that_nothing_names(store: PromptSt
     assert store.fsck().problems == ()
 
 
+@on_disk
 def test_collect_orphans_deletes_for_good_only_after_another_grace_time(store: PromptStore) -> None:
     digest = orphan(store)
     age(store, digest)
@@ -312,6 +318,7 @@ def test_collect_orphans_never_races_a_publisher_even_without_grace(store: Promp
     assert store.fsck().problems == ()
 
 
+@on_disk
 def test_collect_orphans_removes_temporary_files_of_killed_publishers(store: PromptStore) -> None:
     publish(store, "job-1")
     for folder in ("blobs", "records"):

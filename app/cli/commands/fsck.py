@@ -28,7 +28,7 @@ def fsck(rebuild: Rebuild = False, data_dir: DataDir = None, as_json: Json = Fal
     settings = load_settings(data_dir=data_dir)
     with _redis_of(settings) as url:
         try:
-            with PromptStore.open(url, settings.blobs) as store:
+            with PromptStore.open(url, settings.blobs, blobs_url=settings.blobs_url) as store:
                 report = store.rebuild() if rebuild else store.fsck()
         except StoreError as error:
             raise CliError(error.message, Exit.UNREACHABLE, fix="chorus doctor") from error

@@ -24,7 +24,15 @@ from app.errors import (
     TracingUnavailable,
     UnsupportedBackbone,
 )
-from prompt_store import CorruptBlob, RevisionMismatch, StoreError, StoreUnavailable, TaskNotFound, VersionInUse
+from prompt_store import (
+    CorruptBlob,
+    InvalidBlobsUrl,
+    RevisionMismatch,
+    StoreError,
+    StoreUnavailable,
+    TaskNotFound,
+    VersionInUse,
+)
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "errors.md"
 
@@ -36,7 +44,7 @@ def tree(kind: type[Exception]) -> Iterator[type[Exception]]:
             yield from tree(child)
 
 
-AT_THE_START = {UnsupportedBackbone, TracingUnavailable, faults.UnsafeExposure, server.AddressTaken}
+AT_THE_START = {InvalidBlobsUrl, UnsupportedBackbone, TracingUnavailable, faults.UnsafeExposure, server.AddressTaken}
 KINDS = [kind for root in (ChorusError, StoreError) for kind in tree(root)]
 
 

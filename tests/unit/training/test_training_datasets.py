@@ -10,6 +10,7 @@ import redis
 from app.errors import DatasetNotFound, InvalidDataset, InvalidRequest, StoreDown
 from app.training.connection import connect
 from app.training.datasets import DatasetStore
+from prompt_store import ObjectStore, StoreUnavailable
 
 CSV = b"text,label\na,x\nb,y\nc,x\nd,y\n"
 
@@ -62,3 +63,32 @@ def test_bad_name_is_refused(datasets: DatasetStore, name: str) -> None:
 def test_redis_out_of_reach_is_reported_as_such(tmp_path: Path) -> None:
     with connect(f"unix://{tmp_path}/nothing") as client, pytest.raises(StoreDown):
         DatasetStore(client, tmp_path).get("a")
+
+
+def test_objects_make_data_of_one_machine_readable_on_another(client: redis.Redis, tmp_path: Path) -> None:
+    objects = ObjectStore(f"memory://{tmp_path.name.replace('_', '-').lower()}")
+    here, there = (DatasetStore(client, tmp_path / name, objects=objects) for name in ("here", "there"))
+    here.put("pets", CSV)
+    assert len(there.read(there.pin("pets")).examples) == 4
+    inline = here.keep_inline([{"text": text, "label": "xy"[text > "b"]} for text in "abcd"])
+    assert len(there.read(inline).examples) == 4
+    client.flushall()
+    assert there.get("pets").rows == 4  # the record of a name, too
+    with pytest.raises(DatasetNotFound):
+        there.get("nobody")
+    here.put("pets", CSV + b"e,y\n")
+    client.flushall()
+    assert there.get("pets").rows == 5
+
+
+def test_objects_that_are_out_of_reach_refuse_an_upload_and_keep_no_name(
+    client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StoreUnavailable("object store: away")
+
+    store = DatasetStore(client, tmp_path / "here", objects=ObjectStore("memory://away"))
+    monkeypatch.setattr(ObjectStore, "put", refuse)
+    with pytest.raises(StoreUnavailable):
+        store.put("pets", CSV)
+    assert store.list() == ((), False)
