@@ -25,3 +25,10 @@ def human(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
+
+
+def human_days(seconds: float) -> str:
+    """A time for people: `3 days`, `5 hours`."""
+    days, hours = int(seconds // 86_400), int(seconds // 3600)
+    count, unit = (days, "day") if days else (hours, "hour")
+    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"

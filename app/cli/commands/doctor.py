@@ -46,13 +46,15 @@ def doctor(
 
 
 def _examine(settings: Settings) -> Iterator[Check]:
-    from app.cli.checks import machine, model, redis
+    from app.cli.checks import keys, machine, model, objects, redis
 
     yield machine.check_python()
     yield machine.check_data_dir(settings)
     yield machine.check_disk(settings)
     yield machine.check_port(settings)
     yield from redis.check_redis(settings)
+    yield from objects.check_objects(settings)
+    yield from keys.check_keys(settings)
     torch = model.check_torch(settings)
     yield torch
     if torch.state != "fail":
