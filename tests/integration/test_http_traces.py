@@ -113,6 +113,27 @@ def test_stream_is_traced_as_an_answer_is(client: httpx.Client, tracer: Kept) ->
     assert row.facts["gen_ai.usage.output_tokens"] <= 4
 
 
+def test_rows_of_one_input_for_many_tasks_are_told_apart(client: httpx.Client, tracer: Kept) -> None:
+    body = {"tasks": ["mood", "tale"], "input": f"a {SECRET}", "max_tokens": 2}
+    answer = client.post("/v1/generate", json=body, headers={"traceparent": GIVEN})
+    assert answer.status_code == 200, answer.text
+    spans = spans_of(tracer, "POST /v1/generate")
+    request = named(spans, "POST /v1/generate")
+    rows = [named(spans, f"text_completion {task}") for task in ("mood", "tale")]
+    assert {one.parent for one in rows} == {request.id}
+    assert {one.parent for one in spans if one.name == "queue"} == {one.id for one in rows}
+    assert [one.name for one in spans].count("registry lookup") == 2
+    assert SECRET not in tracer.text
+
+
+def test_stream_that_is_left_ends_its_request(client: httpx.Client, tracer: Kept) -> None:
+    body = {"input": "a", "max_tokens": 120, "temperature": 1.0, "stream": True}
+    with client.stream("POST", "/v1/tasks/tale/generate", json=body) as answer:
+        next(answer.iter_lines())
+    request = named(spans_of(tracer, "/generate"), "POST /v1/tasks/{ref}/generate")
+    assert request.facts["http.response.status_code"] in (200, 499)
+
+
 def test_version_is_looked_up_in_each_request_and_loaded_in_the_first(client: httpx.Client, tracer: Kept) -> None:
     generate(client, "late", input="x")
     spans = spans_of(tracer, "/generate")
