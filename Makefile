@@ -5,7 +5,7 @@ TESTS ?= tests
 RUN := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check fix docs test-slow chaos test-gpu bench bench-gpu bench-methods bench-peers starters pretrain env clean
+.PHONY: help setup serve test check fix docs test-slow chaos test-gpu bench bench-gpu bench-methods bench-peers starters pretrain sbom env clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ starters: setup ## train the starter prompts anew from DATA=folder
 pretrain: setup ## make the backbone from DATA=folder and CORPUS=folder, or go on with it (ARGS="--threads 2 --nice 10")
 	@test -n "$(DATA)" -a -n "$(CORPUS)" || { echo 'say where the texts are: make pretrain DATA=folder CORPUS=folder' >&2; exit 2; }
 	$(PY) -m pretraining all --data "$(DATA)" --corpus "$(CORPUS)" $(ARGS)
+
+sbom: setup ## write dist/*.cdx.json, the bill of materials of what serving needs (EXTRAS="s3" adds an extra)
+	@scripts/sbom.sh
 
 env: ## write .env for docker compose with fresh secrets; keeps one that exists
 	@python3 docker/write_env.py

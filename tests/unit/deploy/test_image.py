@@ -90,3 +90,21 @@ def test_everything_copied_is_in_the_build_context() -> None:
 def test_constraints_pin_a_torch_that_every_index_has() -> None:
     (pin,) = re.findall(r"^torch==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert re.fullmatch(r"[\d.]+", pin), "a pin with +cpu would refuse the CUDA build"
+
+
+def written_requirements(extras: str) -> subprocess.CompletedProcess[str]:
+    """What the build installs when it is given EXTRAS."""
+    (script,) = re.findall(r'python -c "(import tomllib.*?)" > requirements.txt', DOCKERFILE)
+    command = [sys.executable, "-c", script.replace("${EXTRAS}", extras)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize(("extras", "found"), [("", False), ("s3", True), ("tracing s3", True)])
+def test_extras_named_by_a_build_argument_are_installed_with_the_rest(extras: str, found: bool) -> None:
+    lines = written_requirements(extras).stdout.splitlines()
+    assert any(line.startswith("torch") for line in lines)
+    assert any(line.startswith("s3fs") for line in lines) is found
+
+
+def test_extra_that_does_not_exist_ends_the_build() -> None:
+    assert written_requirements("s4").returncode != 0
