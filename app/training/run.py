@@ -103,7 +103,8 @@ def error_of(error: Exception) -> JobError:
 
 
 def _fail(records: JobRecords, job_id: str, attempt: int, error: JobError) -> int:
-    log.warning("%s: failed: %s: %s", job_id, error.code, error.message)
+    # The message is the submitter's to read: it may quote a row. The log is not.
+    log.warning("%s: failed: %s", job_id, error.code, extra={"param": error.param, "row": error.row})
     current_span().fail(error.code)
     records.move(job_id, "failed", attempt=attempt, error=error)
     return ENDED
