@@ -74,7 +74,7 @@ def test_assistant_turn_of_weight_zero_is_context_only() -> None:
     [
         pytest.param({"text": "x"}, "`label` is missing", id="missing-label"),
         pytest.param({"label": "a"}, "`text` is missing", id="missing-field"),
-        pytest.param({"text": "x", "label": "a", "id": "7"}, "unknown field 'id'", id="unknown-field"),
+        pytest.param({"text": "x", "label": "a", "id": "7"}, "unknown field `id`", id="unknown-field"),
         pytest.param({"text": "x", "output": "a"}, "mixed shapes", id="mixed-shapes"),
         pytest.param({"prompt": "x", "completion": "a"}, "mixed shapes", id="mixed-with-completions"),
         pytest.param({"messages": []}, "mixed shapes", id="mixed-with-messages"),
