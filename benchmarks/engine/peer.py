@@ -91,3 +91,10 @@ def word_embeddings(folder: Path) -> Tensor:
     with safe_open(folder / "model.safetensors", framework="pt") as tensors:
         weight: Tensor = tensors.get_tensor("model.embed_tokens.weight")
     return weight
+
+
+def read_last_rows_well(model: Any) -> None:
+    """Lay what enters a transformers model's output layer out in sequence. Of a batch it is a slice of the last places,
+    and torch (2.13) multiplies such a slice in bfloat16 only after it has copied the weight once for each row: 26 s
+    for 32 rows of `0.5b` and nine tokens each, 5 s otherwise. A peer is measured at its best."""
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))

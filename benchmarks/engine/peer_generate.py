@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.engine import wire
-from benchmarks.engine.peer import BasePeer
+from benchmarks.engine.peer import BasePeer, read_last_rows_well
 from benchmarks.engine.workload import Ask, row_embeddings
 
 BATCH = 32
@@ -28,6 +28,7 @@ class GeneratePeer(BasePeer):
         super().__init__(options)
         self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.shape.torch_dtype)
         self.model.eval().requires_grad_(False)
+        read_last_rows_well(self.model)
 
     def warm_up(self) -> None:
         asks = self.every_task(0, BATCH)[:BATCH]

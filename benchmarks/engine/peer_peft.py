@@ -17,7 +17,7 @@ import transformers
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.engine import wire
-from benchmarks.engine.peer import BasePeer
+from benchmarks.engine.peer import BasePeer, read_last_rows_well
 from benchmarks.engine.workload import Ask
 
 BATCH = 32
@@ -28,6 +28,7 @@ class PeftPeer(BasePeer):
         super().__init__(options)
         self._base: Any = transformers.AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.shape.torch_dtype)
         self._base.eval().requires_grad_(False)
+        read_last_rows_well(self._base)
         self.model: Any = None
 
     def warm_up(self) -> None:
