@@ -15,8 +15,7 @@ from app.errors import TooLarge
 
 @dataclass(frozen=True)
 class EdgeLimits:
-    """Bounds of one request's bytes. `linger_bytes` of a refused body are read and dropped, so that the client,
-    still sending, gets to read its refusal."""
+    """Bounds of one request's bytes."""
 
     max_line_bytes: int = 8 << 10
     max_header_fields: int = 100
@@ -24,8 +23,6 @@ class EdgeLimits:
     chunk_s: float = 10.0
     body_s: float = 30.0
     upload_s: float = 600.0
-    linger_bytes: int = 16 << 20
-    linger_s: float = 5.0
     send_s: float = 60.0
 
 
@@ -53,8 +50,6 @@ async def read_body(receive: Receive, headers: Headers, *, max_bytes: int, total
     _check_encoding(headers)
     announced = headers.get("content-length", "0")
     if announced.isdigit() and int(announced[:20]) > max_bytes:
-        if headers.get("expect", "").lower() != "100-continue":
-            await _discard(receive, limits)
         raise _too_large(max_bytes)
     chunks: list[bytes] = []
     size = 0
@@ -67,8 +62,6 @@ async def read_body(receive: Receive, headers: Headers, *, max_bytes: int, total
                 chunk, more = _chunk(message)
                 size += len(chunk)
                 if size > max_bytes:
-                    chunks.clear()
-                    await _discard(receive, limits)
                     raise _too_large(max_bytes)
                 chunks.append(chunk)
     except TimeoutError:
@@ -92,17 +85,6 @@ def replay(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return replayed
-
-
-async def _discard(receive: Receive, limits: EdgeLimits) -> None:
-    dropped, more = 0, True
-    try:
-        async with asyncio.timeout(limits.linger_s):
-            while more and dropped < limits.linger_bytes:
-                chunk, more = _chunk(await receive())
-                dropped += len(chunk)
-    except (TimeoutError, ClientDisconnect):
-        return
 
 
 def _chunk(message: Message) -> tuple[bytes, bool]:

@@ -10,12 +10,14 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from types import FrameType
+from typing import cast
 
 import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from app.api.closing import LingeringTransport
 from app.api.drain import Drain
 from app.api.errors import detail_of
 from app.api.faults import BadRequest
@@ -29,12 +31,13 @@ CLOSING_S = 5
 
 
 class Protocol(H11Protocol):
-    """h11, but a head that does not arrive in `HEAD_S` ends the connection."""
+    """h11, but a head that does not arrive in `HEAD_S` ends the connection, and whoever is refused before all was sent
+    gets to read why."""
 
     _head_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, LingeringTransport(transport, self, self._unread)))
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -73,6 +76,9 @@ class Protocol(H11Protocol):
         ):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    def _unread(self) -> bool:
+        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
 
     def _await_head(self) -> None:
         self._head_deadline = self.loop.call_later(HEAD_S, self.transport.abort)

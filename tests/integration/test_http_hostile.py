@@ -40,7 +40,7 @@ ADAPTER = {
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory, redis_server_url: str) -> Iterator[Live]:
-    limits = EdgeLimits(chunk_s=0.3, body_s=0.5, linger_s=2)
+    limits = EdgeLimits(chunk_s=0.3, body_s=0.5)
     world = make_world(tmp_path_factory.mktemp("world"), redis_server_url, limits=limits)
     with serving(world.app) as live:
         yield live

@@ -19,7 +19,7 @@ from app.errors import Overloaded
 from app.settings import Settings
 from app.telemetry import Metrics, request_id
 
-LIMITS = EdgeLimits(chunk_s=0.05, body_s=0.1, linger_s=0.05, linger_bytes=4096, send_s=0.05)
+LIMITS = EdgeLimits(chunk_s=0.05, body_s=0.1, send_s=0.05)
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
