@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 
 from fastapi import FastAPI
@@ -20,6 +20,7 @@ from app.api.readiness import Readiness
 from app.api.server import Server, bind, server_config
 from app.api.services import BackboneFacts, Services
 from app.backbone import Backbone, BackboneConfig, load_backbone
+from app.concurrency import running_beside
 from app.engine import EngineConfig, EngineService
 from app.errors import StoreDown
 from app.interchange.importing import Interchange
@@ -214,13 +215,8 @@ async def _threads_shared(services: Services) -> AsyncIterator[None]:
     if not services.backbone.device.startswith("cpu"):
         yield
         return
-    sharing = asyncio.create_task(_share_threads(services), name="share CPU threads")
-    try:
+    async with running_beside(_share_threads(services), "share CPU threads"):
         yield
-    finally:
-        sharing.cancel()
-        with suppress(asyncio.CancelledError):
-            await sharing
 
 
 async def _share_threads(services: Services) -> None:

@@ -98,9 +98,7 @@ class BlobStore:
                 raise CorruptBlob(f"blob {digest} is not a regular file", param="digest") from None
             except TooLong as error:
                 raise CorruptBlob(f"blob {digest}: {error.strerror}", param="digest") from None
-        if digest_of(data) != digest:
-            raise CorruptBlob(f"the bytes of blob {digest} have another digest", param="digest")
-        return data
+        return verified(data, digest)
 
     def read_durable(self, digest: str) -> bytes:
         """As `read`; differs where a folder stands in front of an object store."""
@@ -184,6 +182,13 @@ class BlobStore:
 def digest_of(data: bytes) -> str:
     """The name of a blob: the sha256 of its bytes in lower-case hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def verified(data: bytes, digest: str) -> bytes:
+    """`data`, if that is its name. Raises CorruptBlob."""
+    if digest_of(data) != digest:
+        raise CorruptBlob(f"the bytes of blob {digest} have another digest", param="digest")
+    return data
 
 
 def _files(folder: Path) -> Iterator[tuple[float, int, str]]:

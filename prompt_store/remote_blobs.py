@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from prompt_store.blob_format import MAX_BLOB_BYTES
-from prompt_store.blobs import SUFFIX, BlobStore, digest_in, digest_of
+from prompt_store.blobs import SUFFIX, BlobStore, digest_in, digest_of, verified
 from prompt_store.errors import BlobNotFound, CorruptBlob, InvalidBlob, StoreUnavailable
 from prompt_store.objects import ObjectMissing, ObjectStore, ObjectTooLong
 from prompt_store.places import Blobs
@@ -98,9 +98,7 @@ class RemoteBlobStore:
             raise BlobNotFound(f"no blob {digest}", param="digest") from None
         except ObjectTooLong as error:
             raise CorruptBlob(f"blob {digest}: {error}", param="digest") from None
-        if digest_of(data) != digest:
-            raise CorruptBlob(f"the bytes of blob {digest} have another digest", param="digest")
-        return data
+        return verified(data, digest)
 
     def _kept(self, digest: str) -> bytes | None:
         """The copy in the folder, if there is a good one; it was used just now."""

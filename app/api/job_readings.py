@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from app.concurrency import running_beside
 from app.errors import ChorusError
 
 if TYPE_CHECKING:
@@ -31,13 +32,8 @@ class JobReadings:
     @asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
         """Read now and again until the block ends."""
-        following = asyncio.create_task(self._follow(), name="read job figures")
-        try:
+        async with running_beside(self._follow(), "read job figures"):
             yield
-        finally:
-            following.cancel()
-            with suppress(asyncio.CancelledError):
-                await following
 
     async def _follow(self) -> None:
         while True:

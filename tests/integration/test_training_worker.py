@@ -24,6 +24,8 @@ from prompt_store import PromptStore
 from tests.training_data import short_request
 
 LEASE_S = 1.0
+Moment = tuple[str, Callable[[Job], bool]]
+"""Where a worker's trainer stands still, and what is so when it is killed there."""
 PATIENCE_S = 120.0
 
 
@@ -109,6 +111,15 @@ def kill(worker: subprocess.Popen[bytes]) -> None:
         time.sleep(0.01)
 
 
+def kill_at(site: Installation, job_id: str, moments: list[Moment]) -> None:
+    """One worker after another, each at its moment."""
+    for hold, moment in moments:
+        worker = site.start_worker(hold=hold)
+        site.wait(job_id, moment)
+        kill(worker)
+        assert not site.jobs.get(job_id).ended
+
+
 def assert_one_version(site: Installation, job: Job) -> None:
     assert (job.status, job.error) == ("succeeded", None)
     versions, _ = site.store.list_versions(job.task)
@@ -140,16 +151,12 @@ def test_worker_killed_three_times_loses_nothing_and_publishes_once(
     site: Installation, record_property: Callable[[str, object], None]
 ) -> None:
     job_id = site.submit(steps=40)
-    moments: list[tuple[str, Callable[[Job], bool]]] = [
+    moments: list[Moment] = [
         ("evaluating", at_step(10)),
         ("evaluating", lambda job: job.status == "evaluating"),
         ("published", lambda job: site.store.find_publication(job_id) is not None),
     ]
-    for hold, moment in moments:
-        worker = site.start_worker(hold=hold)
-        site.wait(job_id, moment)
-        kill(worker)
-        assert not site.jobs.get(job_id).ended
+    kill_at(site, job_id, moments)
     site.start_worker()
     job = site.wait_for_end(job_id)
     assert job.attempt == 4
@@ -181,16 +188,12 @@ def test_sweep_killed_while_it_learns_and_behind_its_commit_publishes_its_best_o
     sweep = {"num_virtual_tokens": [3, 5], "seed": [1, 2]}
     numbers = {"batch_size": 4, "n_epochs": 10}
     job_id = site.submit(steps=40, sweep=sweep, hyperparameters=numbers, publish={"top_k": 2})
-    moments: list[tuple[str, Callable[[Job], bool]]] = [
+    moments: list[Moment] = [
         ("publishing", at_step(5)),
         ("publishing", at_step(18)),
         ("published", lambda job: site.store.find_publication(job_id) is not None),
     ]
-    for hold, moment in moments:
-        worker = site.start_worker(hold=hold)
-        site.wait(job_id, moment)
-        kill(worker)
-        assert not site.jobs.get(job_id).ended
+    kill_at(site, job_id, moments)
     site.start_worker()
     job = site.wait_for_end(job_id)
     assert (job.status, job.error, job.attempt) == ("succeeded", None, 4)

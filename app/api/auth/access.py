@@ -7,7 +7,7 @@ import logging
 import math
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from app.access import Caller, Directory, KeysUnavailable, Limiter, Refusal
@@ -15,6 +15,7 @@ from app.access.directory import REFRESH_S
 from app.api.auth.audit import AuditLog
 from app.api.auth.exposure import check_exposure
 from app.api.faults import JobLimitReached, JobQuotaSpent, RateLimited, UnsafeExposure
+from app.concurrency import running_beside
 from app.settings import Settings
 from app.training.keys import LIVE
 
@@ -37,13 +38,10 @@ class Access:
     @asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
         """Look for changed keys every second, until the block ends; then let go of Redis."""
-        following = asyncio.create_task(self._follow(), name="follow keys")
         try:
-            yield
+            async with running_beside(self._follow(), "follow keys"):
+                yield
         finally:
-            following.cancel()
-            with suppress(asyncio.CancelledError):
-                await following
             await self.limiter.close()
             self.directory.close()
 

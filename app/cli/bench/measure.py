@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from app.cli.bench.outcomes import Outcome, Run, summarise
 from app.cli.bench.service import read_sums, work_between
 from app.cli.bench.wire import Wire
 from app.cli.bench.workload import Workload
+from app.concurrency import running_beside
 
 TICK_S = 0.5
 
@@ -53,20 +54,14 @@ async def measure(
     """Run the plan and return its figures: the client's (`summarise`) and the service's (`work_between`). `tell` is
     called twice a second."""
     progress = Progress()
-    async with Wire(url, key) as wire:
-        telling = asyncio.create_task(_tell(progress, tell)) if tell else None
-        try:
-            if plan.warm_up_s > 0:
-                await _send(wire, workload, plan, Budget(seconds=plan.warm_up_s, requests=None), progress)
-            progress.phase = "measuring"
-            before = await read_sums(wire)
-            run = await _send(wire, workload, plan, Budget(seconds=plan.seconds, requests=plan.requests), progress)
-            after = await read_sums(wire)
-        finally:
-            if telling is not None:
-                telling.cancel()
-                with suppress(asyncio.CancelledError):
-                    await telling
+    telling = running_beside(_tell(progress, tell), "tell progress") if tell else nullcontext()
+    async with Wire(url, key) as wire, telling:
+        if plan.warm_up_s > 0:
+            await _send(wire, workload, plan, Budget(seconds=plan.warm_up_s, requests=None), progress)
+        progress.phase = "measuring"
+        before = await read_sums(wire)
+        run = await _send(wire, workload, plan, Budget(seconds=plan.seconds, requests=plan.requests), progress)
+        after = await read_sums(wire)
     found, service = summarise(run), work_between(before, after)
     others = None if service is None else max(0, service["rows_answered"] - found["rows"]["answered"])
     return {**found, "service": service, "other_rows": others}

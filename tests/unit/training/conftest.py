@@ -12,6 +12,7 @@ import redis
 import torch
 
 from app.backbone import Backbone, BackboneConfig, load_backbone
+from app.training import session
 from app.training.connection import connect
 from app.training.datasets import DatasetStore
 from app.training.job import Job
@@ -19,7 +20,7 @@ from app.training.jobs import JobStore
 from app.training.planning import Planner
 from app.training.records import JobRecords
 from app.training.session import Context, Session
-from prompt_store import PromptStore
+from prompt_store import PromptStore, StoreUnavailable
 from tests.training_data import LEASE_S, short_request
 
 
@@ -87,3 +88,22 @@ def attempt(context: Context, jobs: JobStore) -> Callable[..., Job]:
         return jobs.get(job.id)
 
     return carry_out
+
+
+@pytest.fixture
+def answers_lost(store: PromptStore, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """Let the connection break behind the commit of a store's method, so many times."""
+
+    def lose(method: str, times: int) -> None:
+        real, failures = getattr(store, method), iter([True] * times + [False])
+
+        def publish(**what: Any) -> Any:
+            made = real(**what)
+            if next(failures):
+                raise StoreUnavailable("the connection broke after the commit")
+            return made
+
+        monkeypatch.setattr(store, method, publish)
+        monkeypatch.setattr(session, "RETRY_S", 0.01)
+
+    return lose

@@ -12,7 +12,7 @@ import pytest
 from app.backbone import Backbone
 from app.errors import ContextTooLong
 from app.settings import Settings
-from app.training import run, session
+from app.training import run
 from app.training.evaluate import Evaluator
 from app.training.job import Job
 from app.training.jobs import JobStore
@@ -22,7 +22,7 @@ from app.training.runs import Run
 from app.training.session import Context, Lost, Session
 from app.training.supervision import Supervisor
 from app.training.trainer import Interrupted
-from prompt_store import AliasTarget, Ensemble, PromptStore, StoreUnavailable
+from prompt_store import AliasTarget, Ensemble, PromptStore
 from tests.training_data import short_request
 
 SEEDS = {"seed": [1, 2, 3, 4]}
@@ -213,18 +213,9 @@ def test_ensemble_gives_way_to_a_better_version(
 
 
 def test_publish_of_several_whose_answer_was_lost_is_made_once(
-    attempt: Callable[..., Job], store: PromptStore, monkeypatch: pytest.MonkeyPatch
+    attempt: Callable[..., Job], store: PromptStore, answers_lost: Callable[[str, int], None]
 ) -> None:
-    real, failures = store.publish_together, iter([True, False])
-
-    def publish(**what: Any) -> Any:
-        made = real(**what)
-        if next(failures):
-            raise StoreUnavailable("the connection broke after the commit")
-        return made
-
-    monkeypatch.setattr(store, "publish_together", publish)
-    monkeypatch.setattr(session, "RETRY_S", 0.01)
+    answers_lost("publish_together", 1)
     job = attempt(**sweep_of(SEEDS, publish={"top_k": 2}))
     assert job.status == "succeeded"
     assert len(store.list_versions("mood")[0]) == 2

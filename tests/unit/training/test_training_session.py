@@ -204,18 +204,9 @@ def test_attempt_that_was_overtaken_publishes_nothing(
 
 
 def test_publish_whose_answer_was_lost_is_made_once(
-    attempt: Callable[..., Job], store: PromptStore, monkeypatch: pytest.MonkeyPatch
+    attempt: Callable[..., Job], store: PromptStore, answers_lost: Callable[[str, int], None]
 ) -> None:
-    real, failures = store.publish, iter([True, True, False])
-
-    def publish(**what: Any) -> Any:
-        made = real(**what)
-        if next(failures):
-            raise StoreUnavailable("the connection broke after the commit")
-        return made
-
-    monkeypatch.setattr(store, "publish", publish)
-    monkeypatch.setattr(session, "RETRY_S", 0.01)
+    answers_lost("publish", 2)
     job = attempt()
     assert (job.status, job.result and job.result.version) == ("succeeded", 1)
     assert len(store.list_versions("mood")[0]) == 1
