@@ -15,16 +15,19 @@ _BASE = "base_rate"
 
 
 def make_optimizers(model: nn.Module, recipe: TrainRecipe) -> dict[str, torch.optim.Optimizer]:
-    """`muon` and `adamw`, over parameters that share nothing and leave nothing out."""
+    """By name: one for the matrices, one for the rest; they share nothing and leave nothing out."""
     matrices, others = split_parameters(model)
-    muon = torch.optim.Muon(
-        matrices, lr=recipe.matrix_rate, momentum=recipe.momentum, weight_decay=recipe.matrix_weight_decay
-    )
-    adamw = torch.optim.AdamW(others, lr=recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    for optimizer in (muon, adamw):
+    rate, decay = recipe.matrix_rate, recipe.matrix_weight_decay
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    if recipe.matrices == "muon":
+        optimizers["muon"] = torch.optim.Muon(matrices, lr=rate, momentum=recipe.momentum, weight_decay=decay)
+    else:
+        optimizers["matrices"] = torch.optim.AdamW(matrices, lr=rate, betas=(0.9, 0.95), weight_decay=decay)
+    optimizers["adamw"] = torch.optim.AdamW(others, lr=recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group[_BASE] = group["lr"]
-    return {"muon": muon, "adamw": adamw}
+    return optimizers
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -74,6 +74,7 @@ class TrainRecipe:
     warm_up: int = 100
     decay: float = 0.4  # share of the steps, at the end
     final: float = 0.02  # of the learning rate, at the last step
+    matrices: str = "muon"  # or "adamw": what optimizes the matrices inside the layers
     matrix_rate: float = 0.02
     other_rate: float = 3e-3
     matrix_weight_decay: float = 0.02
@@ -185,6 +186,7 @@ def _check(recipe: Recipe) -> None:
         (0 < train.warm_up < train.steps, "the warm-up must be shorter than the training"),
         (0 < train.decay <= 1 and 0 <= train.final <= 1, "`decay` and `final` are shares"),
         (train.precision in ("bf16", "fp32"), "the precision is bf16 or fp32"),
+        (train.matrices in ("muon", "adamw"), "the optimizer of `matrices` is muon or adamw"),
         (train.part_tokens >= 0, "`part_tokens` must not be negative"),
         (train.attention in ("sdpa", "eager"), "the attention is sdpa or eager"),
         (0 <= train.average < 1, "`average` must be at least 0 and below 1"),

@@ -104,3 +104,16 @@ def write_rows(file: Path, rows: list[dict[str, str]]) -> None:
 def shorter(recipe: Recipe, **train: Any) -> Recipe:
     """The recipe with other training numbers."""
     return replace(recipe, train=replace(recipe.train, **train))
+
+
+def toml(raw: dict[str, Any]) -> str:
+    """JSON's scalars, lists and strings are TOML's; a table inline needs its own signs."""
+
+    def one(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f'"{key}" = {one(inner)}' for key, inner in value.items()) + "}"
+        if isinstance(value, list):
+            return "[" + ", ".join(map(one, value)) + "]"
+        return json.dumps(value)
+
+    return "\n".join(f"{key} = {one(value)}" for key, value in raw.items())

@@ -10,7 +10,7 @@ import torch
 from pretraining import __main__ as command
 from pretraining import speed
 from pretraining.recipe import read_recipe
-from tests.unit.pretraining.conftest import World, raw_recipe
+from tests.unit.pretraining.conftest import World, raw_recipe, toml
 
 
 @pytest.fixture(autouse=True)
@@ -28,21 +28,8 @@ def written(folder: Path, **train: Any) -> Path:
     raw = raw_recipe()
     raw["train"] |= train
     file = folder / "recipe.toml"
-    scalars = {key: value for key, value in raw.items() if isinstance(value, str | int)}
-    lines = [f"{key} = {inline(value)}" for key, value in {**scalars, "held_out": raw["held_out"]}.items()]
-    lines += [f"{key} = {inline(raw[key])}" for key in raw.keys() - scalars.keys() - {"held_out"}]
-    file.write_text("\n".join(lines), encoding="utf-8")
+    file.write_text(toml(raw), encoding="utf-8")
     return file
-
-
-def inline(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f'"{key}" = {inline(one)}' for key, one in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(inline, value)) + "]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, int | float) else '"' + value.replace("\n", "\\n") + '"'
 
 
 def run(world: World, stage: str, recipe: Path, *more: str) -> int:
