@@ -33,7 +33,7 @@ def _referenced(metadata: Metadata, records: Records) -> set[str]:
     if epoch < floor:
         raise StoreBehind(f"the metadata server is at epoch {epoch}, but the record files know of {floor}")
     named = {version.digest for version in metadata.dump().versions}
-    named.update(records.referenced())
+    named.update(record.version.digest for record in records.read_all().versions.values())
     return named
 
 

@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,6 +41,7 @@ from prompt_store.models import Record, Version
 _TASK_ID = re.compile(r"[0-9a-f]{32}")
 _SEAL = re.compile(rb"sha256:([0-9a-f]{64})\n")
 MAX_RECORD_BYTES = 64 << 20
+SUFFIX = ".json"
 
 AnyRecord = TypeVar("AnyRecord", bound="Stamped")
 
@@ -73,13 +74,18 @@ class EpochRecord(Stamped):
 
 @dataclass
 class Journal:
-    """Everything the record files say. `unreadable` names the files that cannot be trusted."""
+    """Everything the records say. `unreadable` has the names, as they lie there, of those that cannot be trusted."""
 
-    epoch: int
-    tasks: dict[str, TaskRecord]  # by task id, as are the others
-    versions: dict[tuple[str, int], VersionRecord]
-    aliases: dict[str, AliasesRecord]
-    unreadable: list[str]
+    epoch: int = 0
+    tasks: dict[str, TaskRecord] = field(default_factory=dict)  # by task id, as are the others
+    versions: dict[tuple[str, int], VersionRecord] = field(default_factory=dict)
+    aliases: dict[str, AliasesRecord] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+
+    def has_unreadable_version(self, task_id: str, number: int) -> bool:
+        """Whether the record of this version is there, but cannot be trusted."""
+        subject = _version_subject(task_id, number)
+        return any(name.removesuffix(SUFFIX) == subject for name in self.unreadable)
 
 
 def seal(record: Record) -> bytes:
@@ -126,11 +132,8 @@ class RecordFiles:
     def write(self, change: Change) -> None:
         """Make `change` durable; returns when a crash can no longer undo it."""
         with storage_errors("record files"), locked(self.folder / "lock", exclusive=True):
-            told = self._told(change)
-            if not self._buried_since(change):
-                for name, record in files_of(change):
-                    if name not in told:
-                        self._replace(name, record)
+            for subject, record in news_of(change, self._readable(task_subject(change) + SUFFIX, TaskRecord)):
+                self._replace(subject + SUFFIX, record)
             if change.tombstone is not None:
                 self._remove_parts(change.task_id)
             self._replace("epoch", EpochRecord(epoch=change.epoch))
@@ -142,30 +145,16 @@ class RecordFiles:
             self._replace("epoch", EpochRecord(epoch=epoch))
             sync_folder(self.folder)
 
-    def _buried_since(self, change: Change) -> bool:
-        """Whether the task was deleted by a later change whose writer was faster."""
-        try:
-            record = self._read(f"task-{task_id_of(change)}.json", TaskRecord)
-        except CorruptRecord:
-            return False
-        return record is not None and record.tombstone is not None and change.tombstone is None
-
-    def _told(self, change: Change) -> set[str]:
-        """Files that need no word of `change`: a change of a version reads its task, but leaves it as it was."""
-        name = f"task-{task_id_of(change)}.json"
-        try:
-            known = bool(change.versions) and self._read(name, TaskRecord) is not None
-        except CorruptRecord:
-            known = False
-        return {name} if known else set()
-
-    def _replace(self, name: str, record: AnyRecord) -> None:
-        try:
-            present = self._read(name, type(record))
-        except CorruptRecord:
-            present = None
+    def _replace(self, name: str, record: Stamped) -> None:
+        present = self._readable(name, type(record))
         if present is None or present.epoch < record.epoch:
             place_file(self.folder / name, seal(record))
+
+    def _readable(self, name: str, kind: type[AnyRecord]) -> AnyRecord | None:
+        try:
+            return self._read(name, kind)
+        except CorruptRecord:
+            return None
 
     def _remove_parts(self, task_id: str) -> None:
         """Versions and aliases of a deleted task: they may quote users' texts, so they go with it."""
@@ -187,11 +176,11 @@ class RecordFiles:
 
     def read_all(self) -> Journal:
         """Every record file. Versions and aliases of deleted tasks are left out."""
-        journal = new_journal()
+        journal = Journal()
         with storage_errors("record files"):
             names = sorted(os.listdir(self.folder))
         for name in names:
-            kind = kind_of(name.removesuffix(".json"))
+            kind = kind_of(name.removesuffix(SUFFIX))
             try:
                 record = None if kind is None else self._read(name, kind)
                 if record is not None:
@@ -200,21 +189,12 @@ class RecordFiles:
                 journal.unreadable.append(name)
         return without_buried(journal)
 
-    def referenced(self) -> Iterator[str]:
-        """Digests that version records name."""
-        for record in self.read_all().versions.values():
-            yield record.version.digest
-
     def purge_temporaries(self) -> None:
         """Delete temporary files left by writers that were killed: the lock says that no writer is alive."""
         with storage_errors("record files"), locked(self.folder / "lock", exclusive=True):
             for name in os.listdir(self.folder):
                 if name.startswith(TEMP_PREFIX):
                     os.unlink(self.folder / name)
-
-
-def new_journal() -> Journal:
-    return Journal(epoch=0, tasks={}, versions={}, aliases={}, unreadable=[])
 
 
 def kind_of(subject: str) -> type[Stamped] | None:
@@ -245,16 +225,37 @@ def without_buried(journal: Journal) -> Journal:
     return journal
 
 
-def files_of(change: Change) -> Iterator[tuple[str, Stamped]]:
-    task_id = task_id_of(change)
-    if change.entry is not None:
-        yield f"task-{task_id}.json", TaskRecord(epoch=change.epoch, entry=change.entry)
+def news_of(change: Change, task: TaskRecord | None) -> Iterator[tuple[str, Stamped]]:
+    """What `change` adds to the records, by subject; `task`: the record of its task, if there is a readable one.
+
+    Nothing where the task was deleted meanwhile. A change of versions reads its task, but leaves it as it was. Raises
+    InvalidName.
+    """
+    if is_buried(task, change):
+        return
+    if change.entry is not None and not (change.versions and task is not None):
+        yield task_subject(change), TaskRecord(epoch=change.epoch, entry=change.entry)
     if change.tombstone is not None:
-        yield f"task-{task_id}.json", TaskRecord(epoch=change.epoch, tombstone=change.tombstone)
+        yield task_subject(change), TaskRecord(epoch=change.epoch, tombstone=change.tombstone)
+    task_id = checked_id(change.task_id)
     for version in reversed(change.versions):  # of a joint publication the first comes last, and stands for all of it
-        yield f"version-{task_id}-{version.number}.json", VersionRecord(epoch=change.epoch, version=version)
+        yield _version_subject(task_id, version.number), VersionRecord(epoch=change.epoch, version=version)
     if change.aliases is not None:
-        yield f"aliases-{task_id}.json", AliasesRecord(epoch=change.epoch, task_id=task_id, aliases=change.aliases)
+        yield f"aliases-{task_id}", AliasesRecord(epoch=change.epoch, task_id=task_id, aliases=change.aliases)
+
+
+def is_buried(task: TaskRecord | None, change: Change) -> bool:
+    """Whether the task was deleted by a later change whose writer was faster."""
+    return task is not None and task.tombstone is not None and change.tombstone is None
+
+
+def task_subject(change: Change) -> str:
+    """Raises InvalidName."""
+    return f"task-{checked_id(change.task_id)}"
+
+
+def _version_subject(task_id: str, number: int) -> str:
+    return f"version-{task_id}-{number}"
 
 
 def _subject(record: TaskRecord) -> str:
@@ -263,11 +264,6 @@ def _subject(record: TaskRecord) -> str:
     if record.tombstone is not None:
         return record.tombstone.task_id
     raise CorruptRecord("a task record without a task")
-
-
-def task_id_of(change: Change) -> str:
-    """Raises InvalidName."""
-    return checked_id(change.task_id)
 
 
 def checked_id(task_id: str) -> str:

@@ -212,8 +212,7 @@ def _is_half(found: Comparison, key: tuple[str, int], publication: str) -> bool:
     """Whether it is what is left of a joint publication that nobody was told of: its writer died between the files, and
     the server forgot the rest. Its number stays used."""
     first = (key[0], key[1] - member_place(publication) + 1)
-    lost = f"version-{first[0]}-{first[1]}.json" in found.journal.unreadable
-    return first not in found.journal.versions and not lost
+    return first not in found.journal.versions and not found.journal.has_unreadable_version(*first)
 
 
 def _compare_aliases(found: Comparison) -> None:

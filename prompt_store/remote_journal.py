@@ -11,7 +11,6 @@ what a writer that died leaves of them is removed by the next.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 
 from prompt_store.errors import CorruptRecord, StoreUnavailable
 from prompt_store.journal import (
@@ -22,11 +21,11 @@ from prompt_store.journal import (
     Stamped,
     TaskRecord,
     collect_record,
-    files_of,
+    is_buried,
     kind_of,
-    new_journal,
+    news_of,
     seal,
-    task_id_of,
+    task_subject,
     unseal,
     without_buried,
 )
@@ -51,15 +50,11 @@ class RecordObjects:
 
     def write(self, change: Change) -> None:
         """Make `change` durable; returns when a crash can no longer undo it. Raises StoreUnavailable."""
-        task = f"task-{task_id_of(change)}"
-        known = self._task(task)
-        if not _buried(known, change):
-            for name, record in files_of(change):
-                subject = name.removesuffix(".json")
-                if not (subject == task and change.versions and known is not None):  # it was read, not changed
-                    self._replace(subject, record)
+        task = task_subject(change)
+        for subject, record in news_of(change, self._readable(task, TaskRecord)):
+            self._replace(subject, record)
         # Looked at again behind the writes: of a deletion and a write at one time, one sees what the other has done.
-        if change.tombstone is not None or _buried(self._task(task), change):
+        if change.tombstone is not None or is_buried(self._readable(task, TaskRecord), change):
             self._remove_parts(change.task_id)
         self.raise_floor(change.epoch)
 
@@ -69,7 +64,7 @@ class RecordObjects:
 
     def read_all(self) -> Journal:
         """Every record. Versions and aliases of deleted tasks are left out."""
-        journal = new_journal()
+        journal = Journal()
         newest: dict[str, int] = defaultdict(int)
         for name in self._objects.names(_FOLDER):
             subject, _, stamp = name.rpartition("/")
@@ -88,28 +83,21 @@ class RecordObjects:
                 journal.unreadable.append(subject)
         return without_buried(journal)
 
-    def referenced(self) -> Iterator[str]:
-        """Digests that version records name."""
-        for record in self.read_all().versions.values():
-            yield record.version.digest
-
     def purge_temporaries(self) -> None:
         """There are none: an object is there whole or not at all."""
 
-    def _task(self, subject: str) -> TaskRecord | None:
+    def _readable(self, subject: str, kind: type[AnyRecord]) -> AnyRecord | None:
         try:
-            return self._latest(subject, TaskRecord)
+            return self._latest(subject, kind)
         except CorruptRecord:
             return None
 
     def _replace(self, subject: str, record: Stamped) -> None:
         """Write a state unless a newer one can be read, then remove the older ones."""
-        try:
-            present = self._latest(subject, type(record))
-        except CorruptRecord:
-            present = None
-        if present is not None and present.epoch >= record.epoch:
-            return
+        if max(self._epochs(subject), default=-1) >= record.epoch:
+            present = self._readable(subject, type(record))
+            if present is not None and present.epoch >= record.epoch:
+                return
         self._objects.put(_name(subject, record.epoch), seal(record))
         for epoch in self._epochs(subject):
             if epoch < record.epoch:
@@ -137,11 +125,6 @@ class RecordObjects:
         for name in self._objects.names(_FOLDER):
             if name.startswith((f"version-{task_id}-", f"aliases-{task_id}/")):
                 self._objects.delete(f"{_FOLDER}/{name}")
-
-
-def _buried(task: TaskRecord | None, change: Change) -> bool:
-    """Whether the task was deleted by another change."""
-    return task is not None and task.tombstone is not None and change.tombstone is None
 
 
 def _unseal(data: bytes, kind: type[AnyRecord], epoch: int) -> AnyRecord:

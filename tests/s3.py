@@ -1,4 +1,4 @@
-"""A server of S3's protocol for tests: moto's, in a process of its own, which can be stopped and started again."""
+"""A server of S3's protocol for tests: moto's, in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Self
 
 
 class S3Server:
-    """What it holds lies in its memory: `pause` keeps that, `stop` does not."""
+    """What it holds lies in its memory, and is gone with `stop`."""
 
     bucket = "chorus"
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
 from prompt_store import (
     BlobNotFound,
@@ -401,6 +402,25 @@ def test_when_the_records_cannot_be_written_the_same_call_may_be_made_again(
     again = publish(store, "job-1")
     assert (again.version.number, again.created) == (1, False)
     assert store.fsck().problems == ()
+
+
+def test_publication_costs_two_dozen_round_trips_at_most(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = PromptStore(MemoryMetadata(), RemoteBlobStore(ObjectStore(s3_url), tmp_path / "front"))
+    publish(store, "job-1")
+    calls: list[str] = []
+    call = S3FileSystem._call_s3
+
+    async def counted(self: S3FileSystem, method: str, *args: object, **options: object) -> object:
+        calls.append(method)
+        return await call(self, method, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(S3FileSystem, "_call_s3", counted)
+        publish(store, "job-2", seed=1)
+    assert 5 < len(calls) <= 24
+    assert calls.count("put_object") == 4  # the blob, and the records of version, aliases and epoch
 
 
 def test_bucket_that_does_not_exist_is_unavailable_and_not_empty(s3_url: str, tmp_path: Path) -> None:

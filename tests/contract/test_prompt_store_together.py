@@ -20,6 +20,7 @@ from prompt_store import (
     JointPublication,
     NewPrompt,
     PromptStore,
+    RemoteBlobStore,
     RevisionMismatch,
     TaskNotFound,
     VersionInUse,
@@ -195,6 +196,24 @@ def test_server_that_forgot_learns_them_from_the_record_files(
     assert fresh.snapshot().states == before.states
     assert fresh.get_alias("sentiment", PROD).ensemble == AliasTarget(ensemble=members(1, 2, 3)).ensemble
     assert publish(fresh, "job-1").versions == made.versions
+
+
+def test_when_the_first_ones_record_is_damaged_too_the_others_come_back(store: PromptStore, server: Server) -> None:
+    """It was acknowledged: it is not what a writer left that died halfway."""
+    first, *others = publish(store, "job-1").versions
+    damage_record(store, f"version-{first.task_id}-1")
+    server.forget()
+    report = store.rebuild()
+    assert [problem.kind for problem in report.problems if not problem.repaired] == ["unreadable_record"]
+    assert store.list_versions("sentiment")[0] == others
+
+
+def damage_record(store: PromptStore, subject: str) -> None:
+    if isinstance(store.blobs, RemoteBlobStore):
+        (name,) = store.blobs.objects.names(f"records/{subject}")
+        store.blobs.objects.put(f"records/{subject}/{name}", b"?")
+    else:
+        (store.blobs.root / "records" / f"{subject}.json").write_bytes(b"?")
 
 
 def test_orphans_of_none_of_them_are_collected(store: PromptStore) -> None:
