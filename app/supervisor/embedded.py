@@ -171,8 +171,10 @@ def ping(url: str) -> bool:
     """True when a server answers at `url` within a second."""
     import redis
 
+    from prompt_store.redis_url import client_from_url
+
     try:
-        with redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1, retry=None) as client:
+        with client_from_url(url, socket_connect_timeout=1, socket_timeout=1, retry=None) as client:
             return bool(client.ping())
     except (redis.RedisError, OSError):
         return False

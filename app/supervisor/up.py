@@ -248,7 +248,8 @@ def environment_of(settings: Settings, **more: str) -> dict[str, str]:
 
 
 def hide_password(url: str) -> str:
-    """A Redis URL as it may be shown."""
+    """A Redis URL as it may be shown: without the servers' password and, in the query, the Sentinels'."""
+    url = re.sub(r"([?&]\w*password=)[^&]*", r"\1***", url)
     parts = urlsplit(url)
     if parts.password is None:
         return url

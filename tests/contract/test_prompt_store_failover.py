@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from app.supervisor.embedded import ping
 from prompt_store import BlobStore, PromptStore, RedisMetadata, StoreUnavailable
 from prompt_store.testing import EXAMPLE_SPEC, example_meta, example_tensors
 
@@ -93,6 +94,12 @@ def group(tmp_path: Path) -> Iterator[Group]:
     group = Group(tmp_path)
     yield group
     group.close()
+
+
+def test_chorus_up_finds_the_primary_there_or_gone(group: Group) -> None:
+    assert ping(group.url)
+    group.close()
+    assert not ping(group.url)
 
 
 def publish(store: PromptStore, key: str) -> int:
