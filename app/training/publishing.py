@@ -49,7 +49,8 @@ RACES = 3
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished prompt with everything that is published about it."""
+    """A finished prompt with everything that is published about it. `together`: of a member of an ensemble, how good
+    all are together, where that was measured."""
 
     tensors: Mapping[str, np.ndarray]
     prompt: SoftPrompt | None
@@ -59,6 +60,7 @@ class Trained:
     card: Evaluation
     dev: Sequence[Example]
     evaluator: Evaluator
+    together: Measured | None = None
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def join(trained: Sequence[Trained]) -> tuple[list[Trained], dict[str, Any]]:
     joined = []
     for number, one in enumerate(trained, start=1):
         details = one.card.details | {"ensemble": told | {"place": number}}
-        joined.append(replace(one, card=one.card.model_copy(update={"details": details})))
+        joined.append(replace(one, card=one.card.model_copy(update={"details": details}), together=found))
     return joined, {"ensemble": told}
 
 
@@ -229,9 +231,8 @@ class Publisher:
         dev = trained[0].dev
         mode = alias.ensemble.mode if alias.ensemble is not None else MODE
         before = _measure([Part(*self._evaluator.reading(one)) for one in loaded], dev, mode, metric)
-        if len(trained) == 1 and metric == trained[0].measured.metric:
-            now = trained[0].measured
-        else:
+        now = trained[0].measured if len(trained) == 1 else trained[0].together
+        if now is None or now.metric != metric:
             now = _measure([Part(one.evaluator, one.prompt) for one in trained], dev, MODE, metric)
         gain = gain_over(now, before, least=publish.min_gain)
         return Verdict(passes(publish, gain), alias.revision, tuple(current), before.score, gain, before.metric)

@@ -12,7 +12,7 @@ import pytest
 from app.backbone import Backbone
 from app.errors import ContextTooLong
 from app.settings import Settings
-from app.training import run
+from app.training import publishing, run
 from app.training.evaluate import Evaluator
 from app.training.job import Job
 from app.training.jobs import JobStore
@@ -172,12 +172,21 @@ def test_member_that_does_not_fit_loses_alone(
 
 
 def test_gate_compares_the_ensemble_with_what_the_alias_points_to(
-    attempt: Callable[..., Job], store: PromptStore
+    attempt: Callable[..., Job], store: PromptStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same sweep again makes the same versions, which are no better than themselves."""
+    """The same sweep again makes the same versions, which are no better than themselves. Each ensemble is measured
+    once."""
     asked = sweep_of(SEEDS, publish={"top_k": 2, "when": "better_than_current"})
     assert attempt(**asked).result
+    real, measured = publishing.measure_together, []
+
+    def measure_together(*args: Any) -> Any:
+        measured.append(real(*args))
+        return measured[-1]
+
+    monkeypatch.setattr(publishing, "measure_together", measure_together)
     job = attempt(**asked)
+    assert len(measured) == 2
     assert job.result is not None
     assert (job.status, job.result.promoted) == ("succeeded", False)
     assert store.get_alias("mood", "prod").versions == (1, 2)
