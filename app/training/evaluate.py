@@ -111,13 +111,8 @@ class Evaluator:
         bare = replace(self.encoder, template=self.encoder.template.without_slots())
         return replace(self, encoder=bare).measure(None, examples)
 
-    def measure_loaded(self, loaded: LoadedPrompt, examples: Sequence[Example]) -> Measured:
-        """Another version of the task, read as it is served."""
-        evaluator, prompt = self.reading(loaded)
-        return evaluator.measure(prompt, examples)
-
     def reading(self, loaded: LoadedPrompt) -> tuple[Evaluator, SoftPrompt | None]:
-        """The evaluator that reads another version as it is served, and its prompt."""
+        """The evaluator that reads another version of the task as it is served, and that version's prompt."""
         encoder = replace(self.encoder, template=loaded.template, bos=loaded.bos, verbalizer=loaded.verbalizer)
         prompt = loaded.learned
         if prompt is not None:
