@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import redis
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from app.training import keys
 from app.training.queue import open_queue
@@ -14,8 +15,6 @@ NAMES = (
 )
 """What is counted. All replicas of one Redis say the same: take the largest, not the sum."""
 
-_WORKERS = "rq:workers:{}"
-
 
 def take_census(client: redis.Redis) -> dict[str, float]:
     """By the names above. Waiting jobs are those of the queue; a job that has lost its place there, and waits for the
@@ -26,7 +25,7 @@ def take_census(client: redis.Redis) -> dict[str, float]:
         ask.scard(keys.LIVE)
         ask.hgetall(keys.ENDED)
         ask.lindex(queue.key, 0)
-        ask.smembers(_WORKERS.format(queue.name))
+        ask.smembers(WORKERS_BY_QUEUE_KEY % queue.name)
         ask.time()
         waiting, live, ended, oldest, workers, now = ask.execute()
     with client.pipeline(transaction=False) as ask:
