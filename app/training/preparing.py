@@ -1,6 +1,7 @@
 """From a plan to what learns: rows encoded, words looked up or searched for, a learner at its start.
 
-The members of a sweep differ in little, so what they have in common is made once: encoded rows, searched words.
+The members of a sweep differ in little, so what they have in common is made once: encoded rows, searched words, how
+long answers are.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from app.backbone import Backbone, compile_verbalizer, default_bos, parse_template
 from app.training.data import Example
@@ -72,16 +74,20 @@ class Preparation:
         return make_schedule(plan.hyperparameters, rows=rows, num_virtual_tokens=virtual)
 
     def evaluator(self, plan: Plan, encoder: Encoder) -> Evaluator:
-        tokenizer = self.backbone.tokenizer
-        outputs = (example.output for example in self.train[:SAMPLE_ROWS] if example.output)
-        longest = max((len(tokenizer.encode_text(output)) for output in outputs), default=0)
         return Evaluator(
             backbone=self.backbone,
             encoder=encoder,
             metric=plan.spec.metric,
-            max_tokens=min(256, max(8, longest * 5 // 4)),
+            max_tokens=min(256, max(8, self._longest_output * 5 // 4)),
             seed=DEV_SAMPLE_SEED,
         )
+
+    @cached_property
+    def _longest_output(self) -> int:
+        """In tokens, of the first rows."""
+        tokenizer = self.backbone.tokenizer
+        outputs = (example.output for example in self.train[:SAMPLE_ROWS] if example.output)
+        return max((len(tokenizer.encode_text(output)) for output in outputs), default=0)
 
     def begin(
         self, plan: Plan, schedule: Schedule, encoder: Encoder, encoded: Sequence[Encoded]

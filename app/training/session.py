@@ -27,7 +27,7 @@ from app.training.evaluate import Evaluator
 from app.training.examples import Encoded, Encoder, split_rows
 from app.training.gradients import Fill
 from app.training.job import Status
-from app.training.memory import make_budget
+from app.training.memory import Budget, make_budget
 from app.training.methods import METHODS, SearchedMethod
 from app.training.plan import Plan
 from app.training.preparing import Preparation
@@ -168,12 +168,7 @@ class Session:
             checkpoints=self._checkpoints(contest.identity),
             checkpoint_s=context.checkpoint_s,
             prune=contest.prune,
-            budget=make_budget(
-                context.backbone,
-                self._plan.hyperparameters.gradient_checkpointing,
-                tokens=MICRO_TOKENS,
-                longest=contest.longest,
-            ),
+            budget=self._budget(contest.longest),
             fill=context.fill,
         )
 
@@ -233,13 +228,12 @@ class Session:
         reporter: Reporter,
     ) -> Trainer:
         context, encoder = self._context, evaluator.encoder
-        backbone = context.backbone
         settled, learner = prepare.begin(self._plan, schedule, encoder, encoded)
         if settled != self._plan.method:
             self._plan = self._plan.model_copy(update={"method": settled})
             reporter.settled(f"the method is settled: {settled.model_dump_json(exclude_none=True)}")
         return Trainer(
-            backbone,
+            context.backbone,
             learner,
             encoded,
             encoder.verbalizer,
@@ -248,14 +242,13 @@ class Session:
             listener=reporter,
             checkpoints=self._checkpoints(),
             checkpoint_s=context.checkpoint_s,
-            budget=make_budget(
-                backbone,
-                self._plan.hyperparameters.gradient_checkpointing,
-                tokens=MICRO_TOKENS,
-                longest=max(one.length for one in encoded),
-            ),
+            budget=self._budget(max(one.length for one in encoded)),
             fill=context.fill,
         )
+
+    def _budget(self, longest: int) -> Budget:
+        wanted = self._plan.hyperparameters.gradient_checkpointing
+        return make_budget(self._context.backbone, wanted, tokens=MICRO_TOKENS, longest=longest)
 
     def _checkpoints(self, more: str = "") -> Checkpoints:
         """Of this plan and this backbone alone, and of whatever `more` tells."""
