@@ -220,6 +220,11 @@ async def test_statistics_tell_how_rows_shared_steps_and_how_long_they_waited(ll
     assert stats.decode_rows.count == stats.decode_prompts.count == stats.steps_decode
     assert stats.decode_prompts.total == stats.decode_rows.total  # every row has a prompt of its own
     assert stats.inter_token_seconds.count == sum(answer.usage.completion_tokens - 1 for answer in answers)
+    told = [answer.timing for answer in answers if answer.timing is not None]
+    assert stats.prefill_seconds.count == stats.decode_seconds.count == len(told) == 3
+    assert stats.queue_seconds.total == pytest.approx(sum(one.began - one.arrived for one in told))
+    assert 0 < stats.prefill_seconds.total <= sum(one.first - one.began for one in told)
+    assert stats.decode_seconds.total == pytest.approx(sum(one.ended - one.first for one in told))
 
 
 async def test_the_event_loop_hears_of_a_whole_answer_at_its_ends_and_of_a_stream_at_every_step(
