@@ -171,19 +171,20 @@ def interleave(
             result = results[entrant.label]
             if result.note:
                 continue
+            if result.values:
+                result.requests = fewer(result.requests, result.values[-1], entrant.least)
             try:
                 answer = _measure(stage, entrant, turn, result.requests)
             except PeerFailed as error:
                 result.note = str(error)
                 continue
             result.values.append(result.requests / answer["seconds"])
-            result.requests = fewer(result.requests, answer["seconds"], entrant.least)
     return results
 
 
-def fewer(requests: int, seconds: float, least: int) -> int:
-    """Requests of the next round, after one of `requests` took `seconds`."""
-    return min(requests, max(least, int(requests * ROUND_S / seconds)))
+def fewer(requests: int, rate: float, least: int) -> int:
+    """Requests of the next round, after one of `requests` at `rate` requests per second."""
+    return min(requests, max(least, int(rate * ROUND_S)))
 
 
 def _measure(stage: Stage, entrant: Entrant, turn: int, count: int) -> dict[str, Any]:

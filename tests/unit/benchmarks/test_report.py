@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.engine.report import Section, Verdict, best_peer, rate_rows, ratio, render, save
-from benchmarks.engine.stage import ROUND_S, Entrant, Result, compare, fewer
+from benchmarks.engine.stage import ROUND_S, Entrant, Result, compare, fewer, interleave
 from benchmarks.engine.throughput import CHORUS, GROUPED, STATIC, Target, verdicts
+from benchmarks.engine.workload import Workload
 
 VLLM = Entrant("vLLM, blocks of 32", "vllm-32")
 ENTRANTS = [STATIC, GROUPED, VLLM, CHORUS]
@@ -31,10 +32,28 @@ def test_answers_when_compared_count_rows_and_close_calls() -> None:
 
 
 def test_peer_when_its_round_takes_too_long_is_asked_less_but_a_full_batch() -> None:
-    assert fewer(128, ROUND_S / 2, 64) == 128
-    assert fewer(128, ROUND_S * 1.6, 64) == 80
-    assert fewer(128, ROUND_S * 9, 64) == 64
-    assert fewer(8, ROUND_S * 9, 64) == 8
+    assert fewer(128, 2 * 128 / ROUND_S, 64) == 128
+    assert fewer(128, 80.5 / ROUND_S, 64) == 80
+    assert fewer(128, 1 / ROUND_S, 64) == 64
+    assert fewer(8, 1 / ROUND_S, 64) == 8
+
+
+def test_requests_when_rounds_are_slow_are_those_of_the_last_round() -> None:
+    asked: list[int] = []
+
+    class Slow:
+        rounds = 3
+
+        def prepare(self, *_: object) -> None: ...
+
+        def ask(self, *_: object, count: int, **__: object) -> dict[str, float]:
+            asked.append(count)
+            return {"seconds": ROUND_S * (4 if len(asked) == 1 else 2)}
+
+    found = interleave(Slow(), {"": Workload()}, [STATIC], requests=512)  # type: ignore[arg-type]
+    assert asked == [256, 64, 32]
+    assert found[STATIC.label].requests == asked[-1]
+    assert found[STATIC.label].values == [count / ROUND_S / (4 if i == 0 else 2) for i, count in enumerate(asked)]
 
 
 def test_ratio_when_rounds_drift_is_taken_round_by_round() -> None:
