@@ -6,9 +6,18 @@ import asyncio
 import time
 
 from app.cli.bench.load import Budget, Load
-from app.cli.bench.outcomes import Outcome, Run, percentile
+from app.cli.bench.outcomes import Outcome, Run
 from app.cli.bench.wire import Wire
-from benchmarks.endurance.site import load_of, open_store, process_of, publish_text_task, resident_mib, until_answered
+from benchmarks.endurance.site import (
+    answered_s,
+    load_of,
+    ms,
+    open_store,
+    process_of,
+    publish_text_task,
+    resident_mib,
+    until_answered,
+)
 from benchmarks.running import running_service
 
 CLIENTS, FACTOR = 48, 10
@@ -56,8 +65,7 @@ async def _recovery(wire: Wire, idle_s: float, ended: float) -> float:
 
 def goodput(run: Run) -> float:
     """Answered requests a second."""
-    answered = sum(outcome.codes == (None,) for outcome in run.outcomes)
-    return answered / run.elapsed_s
+    return len(answered_s(run)) / run.elapsed_s
 
 
 def section(peak: float, flood: Run, before: float, after: float, recovered_s: float, seconds: float) -> str:
@@ -65,7 +73,6 @@ def section(peak: float, flood: Run, before: float, after: float, recovered_s: f
     others = sum(one.codes not in ((None,), ("overloaded",)) for one in flood.outcomes)
     sent = len(flood.outcomes) / flood.elapsed_s
     share = goodput(flood) / peak
-    p99 = f"{1000 * percentile(refused, 0.99):.0f} ms" if refused else "none"
     return "\n".join(
         [
             "## Overload",
@@ -78,7 +85,7 @@ def section(peak: float, flood: Run, before: float, after: float, recovered_s: f
             f"| peak | {peak:.1f} requests/s | |",
             f"| sent under overload | {sent:.0f} requests/s, {sent / peak:.1f} × | 10 × |",
             f"| goodput of the peak | {100 * share:.0f} % | ≥ 90 % |",
-            f"| refused with 429, p99 | {len(refused)}, {p99} | < 50 ms |",
+            f"| refused with 429, p99 | {len(refused)}, {ms(refused, 0.99)} | < 50 ms |",
             f"| other errors | {others} | 0 |",
             f"| memory of the API | {before:.0f} → {after:.0f} MiB | flat |",
             f"| recovery | {recovered_s:.1f} s | < 5 s |",

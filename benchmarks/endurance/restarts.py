@@ -3,77 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from app.cli.bench.load import Budget, Load
-from app.cli.bench.outcomes import Run, percentile
+from app.cli.bench.outcomes import Run
 from app.cli.bench.wire import Wire
 from benchmarks.endurance.proxy import Proxy
-from benchmarks.endurance.site import load_of, redis_url
-from benchmarks.running import free_port, running_service, wait_until_ready
-
-CLIENTS = 4
-TASKS = ("sentiment", "topic", "subjectivity", "question-type")
+from benchmarks.endurance.replica import Replica
+from benchmarks.endurance.site import CLIENTS, STARTERS, answered_s, failures, load_of, ms, redis_url
+from benchmarks.running import running_service
 
 
 def run(restarts: int) -> str:
     """The page's section."""
     with running_service() as running, tempfile.TemporaryDirectory(prefix="chorus-restarts-") as folder:
         settings = {"CHORUS_REDIS_URL": redis_url(running), "CHORUS_BLOB_DIR": str(running.data_dir / "blobs")}
-        with replica(Path(folder) / "a", settings) as first, replica(Path(folder) / "b", settings) as second:
-            return asyncio.run(_roll([first, second], restarts))
-
-
-class Replica:
-    """One API process that can be stopped as a cluster stops it, and started anew."""
-
-    def __init__(self, folder: Path, settings: dict[str, str]) -> None:
-        folder.mkdir()
-        self.port = free_port()
-        self._log = (folder / "replica.log").open("w")
-        self._settings = {**settings, "CHORUS_DATA_DIR": str(folder), "CHORUS_PORT": str(self.port)}
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        environment = {**os.environ, **self._settings}
-        command = [sys.executable, "-m", "app", "serve"]
-        self._process = subprocess.Popen(command, env=environment, stdout=self._log, stderr=self._log)
-        wait_until_ready(f"http://127.0.0.1:{self.port}", self._process)
-
-    def stop(self) -> int:
-        """SIGTERM, and the exit status."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(timeout=90)
-
-    def close(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-        self._log.close()
-
-
-@contextmanager
-def replica(folder: Path, settings: dict[str, str]) -> Iterator[Replica]:
-    one = Replica(folder, settings)
-    try:
-        one.start()
-        yield one
-    finally:
-        one.close()
+        homes = [Path(folder) / name for name in "ab"]
+        with ExitStack() as stack:
+            replicas = []
+            for home in homes:
+                home.mkdir()
+                replicas.append(stack.enter_context(closing(Replica(home, home / "replica.log", settings))))
+                replicas[-1].start()
+            return asyncio.run(_roll(replicas, restarts))
 
 
 async def _roll(replicas: list[Replica], restarts: int) -> str:
     async with Proxy([one.port for one in replicas]) as proxy, Wire(f"http://127.0.0.1:{proxy.port}", None) as wire:
-        load = Load(wire, load_of(*TASKS))
+        load = Load(wire, load_of(*STARTERS))
         asking = asyncio.create_task(load.closed(CLIENTS, Budget(seconds=24 * 3600, requests=None)))
         exits: Counter[int] = Counter()
         for turn in range(restarts):
@@ -86,27 +46,21 @@ async def _roll(replicas: list[Replica], restarts: int) -> str:
 
 
 def section(run: Run, exits: Counter[int], retried: int, restarts: int) -> str:
-    codes = Counter(code for one in run.outcomes for code in one.codes if code is not None)
-    failed = ", ".join(f"{count} {code}" for code, count in codes.most_common()) or "0"
-    answered = sorted(one.seconds for one in run.outcomes if one.codes == (None,))
+    answered = answered_s(run)
     ended = ", ".join(f"{count} with status {code}" for code, count in sorted(exits.items()))
     return "\n".join(
         [
             "## Rolling restarts",
             "",
             f"{restarts} restarts, each of one of two replicas behind a proxy, under a closed loop of {CLIENTS} "
-            f"clients on {len(TASKS)} tasks. The proxy asks the other replica where one refuses or drains.",
+            f"clients on {len(STARTERS)} tasks. The proxy asks the other replica where one refuses or drains.",
             "",
             "| | measured | goal |",
             "|---|---|---|",
             f"| restarts | {ended} | {restarts} with 0 |",
             f"| answered | {len(answered)} | |",
-            f"| failed | {failed} | 0 |",
+            f"| failed | {failures(run)} | 0 |",
             f"| asked of the other replica | {retried} | |",
-            f"| p50, p99 | {_ms(answered, 0.5)}, {_ms(answered, 0.99)} | |",
+            f"| p50, p99 | {ms(answered, 0.5)}, {ms(answered, 0.99)} | |",
         ]
     )
-
-
-def _ms(values: list[float], share: float) -> str:
-    return f"{1000 * percentile(values, share):.0f} ms" if values else "–"

@@ -1,22 +1,27 @@
-"""What the measurements share: a text task on a running service, its load, and what processes hold."""
+"""What the measurements share: a text task on a running service, its load, what became of it, and what processes
+hold."""
 
 from __future__ import annotations
 
 import itertools
 import random
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
 
+from app.cli.bench.outcomes import Run, percentile
 from app.cli.bench.workload import Target, Workload
 from app.supervisor.embedded import running_url, server_folder
 from benchmarks.running import Running, checked
 from prompt_store import BackboneRef, Decoding, PromptMeta, PromptStore, TaskSpec
 
+CLIENTS = 4
+STARTERS = ("sentiment", "topic", "subjectivity", "question-type")
 VIRTUAL, TOKENS, WORDS = 20, 16, 24
 _numbers = itertools.count()
 
@@ -77,6 +82,22 @@ def until_answered(url: str, task: str, *, timeout_s: float = 30) -> None:
 def load_of(*tasks: str, seed: int = 0) -> Workload:
     targets = [Target(task, 1.0, ("text",), streams=True) for task in tasks]
     return Workload(targets, words=WORDS, stream=False, seed=seed)
+
+
+def answered_s(run: Run) -> list[float]:
+    """Seconds that each answered request took, ascending."""
+    return sorted(one.seconds for one in run.outcomes if one.codes == (None,))
+
+
+def failures(run: Run) -> str:
+    """How many requests failed with which code, the most frequent first; `0` for none."""
+    codes = Counter(code for one in run.outcomes for code in one.codes if code is not None)
+    return ", ".join(f"{count} {code}" for code, count in codes.most_common()) or "0"
+
+
+def ms(values: Sequence[float], share: float) -> str:
+    """A percentile of ascending seconds, in milliseconds; a dash of none."""
+    return f"{1000 * percentile(values, share):.0f} ms" if values else "–"
 
 
 def children(pid: int) -> list[int]:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from app.cli.bench.outcomes import Outcome, Run
 from app.cli.bench.wire import Wire
 from benchmarks.endurance.__main__ import merged
 from benchmarks.endurance.proxy import Proxy
+from benchmarks.endurance.site import answered_s, failures, ms
 from benchmarks.endurance.soak import Sample, slope_share
 
 
@@ -29,6 +31,14 @@ def test_slope_is_the_growth_of_the_second_half() -> None:
     assert slope_share(flat) == pytest.approx(0)
     late = [Sample(at, 100.0 + max(0, at - 5), 5) for at in range(10)]
     assert slope_share(late) == pytest.approx(4 / 102)
+
+
+def test_answers_are_timed_and_failures_are_counted_by_code() -> None:
+    given: list[tuple[float, str | None]] = [(0.4, None), (9.0, "overloaded"), (0.2, None), (9.0, "draining")]
+    run = Run([Outcome(("mood",), 1.0, 1.0, 1.0 + seconds, codes=(code,)) for seconds, code in given])
+    assert answered_s(run) == pytest.approx([0.2, 0.4])
+    assert failures(run) == "1 overloaded, 1 draining"
+    assert (failures(Run()), ms(answered_s(run), 0.5), ms([], 0.5)) == ("0", "300 ms", "–")
 
 
 async def _replica(answer: bytes) -> asyncio.Server:
