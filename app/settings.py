@@ -14,6 +14,8 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 BUNDLED_MODEL = "bundled"
+MIN_KEY_CHARS = 16
+"""Of a key that is set, not made."""
 
 
 def default_data_dir() -> Path:
@@ -97,7 +99,8 @@ class Settings(BaseSettings):
 
     # keys
     api_key: str | None = Field(
-        None, description="A key with every scope (16 characters or more), beside those made by `chorus keys`."
+        None,
+        description=f"A key with every scope ({MIN_KEY_CHARS} characters or more), beside those made by `chorus keys`.",
     )
     keys_file: Path | None = Field(None, description="File of made keys, without secrets (data_dir/keys/keys.json).")
     key_pepper: str | None = Field(

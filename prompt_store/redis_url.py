@@ -24,7 +24,7 @@ SENTINEL_PORT = 26379
 # redis-py leaves their arguments without types.
 _SENTINEL: Any = redis.sentinel.Sentinel
 _ASYNC_SENTINEL: Any = redis.asyncio.sentinel.Sentinel
-_SCHEMES = {"redis+sentinel": False, "rediss+sentinel": True}
+_SCHEMES = {"redis+sentinel": False, "rediss+sentinel": True}  # whether the servers are spoken to over TLS
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _group_of(url: str) -> _Group | None:
     if not name or not hosts or (database and not database.isdigit()):
         raise ValueError(f"{scheme}:// wants HOST[:PORT][,HOST[:PORT]…]/NAME[/DB]")
     user, _, password = account.partition(":")
-    server: dict[str, Any] = {"db": int(database or 0), "ssl": True} if _SCHEMES[scheme] else {"db": int(database or 0)}
+    server: dict[str, Any] = {"db": int(database or 0), "ssl": _SCHEMES[scheme]}
     server |= {key: unquote(value) for key, value in (("username", user), ("password", password)) if value}
     own = parse_qs(parts.query).get("sentinel_password")
     return _Group([_address(one) for one in hosts.split(",")], name, server, {"password": own[0]} if own else {})

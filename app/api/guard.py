@@ -1,8 +1,8 @@
 """The guard in front of the application, as plain ASGI: every request passes it, every answer carries its marks.
 
 In order: request id, head, drain, key, limits, body; then the application; then one log line, the audit log and the
-metrics. Whatever is
-raised anywhere inside becomes the one error shape, or ends the connection if the answer has already begun.
+metrics. Whatever is raised anywhere inside becomes the one error shape, or ends the connection if the answer has
+already begun.
 """
 
 from __future__ import annotations
@@ -194,8 +194,8 @@ class Exchange:
             marks = MutableHeaders(raw=message.setdefault("headers", []))
             marks["x-request-id"] = self.request_id
             marks["x-content-type-options"] = "nosniff"
-            if self.span.traceparent is not None:
-                marks["traceresponse"] = self.span.traceparent
+            if (traceparent := self.span.traceparent) is not None:
+                marks["traceresponse"] = traceparent
         try:
             async with asyncio.timeout(self._send_s):
                 await self._send(message)

@@ -6,9 +6,9 @@ import re
 
 from starlette.datastructures import Headers
 
+from app.api.request_headers import ETAG
 from app.errors import InvalidRequest
 
-_TAG = re.compile(r'"(\d{1,18})"\Z')
 ABSENT = 0
 
 
@@ -23,10 +23,10 @@ def expected_revision(headers: Headers) -> int | None:
         return ABSENT
     if not match:
         return None
-    tag = _TAG.match(match[0].strip()) if len(match) == 1 else None
-    if tag is None or int(tag[1]) == ABSENT:
+    tag = match[0].strip(" \t")
+    if len(match) > 1 or not re.fullmatch(ETAG, tag):
         raise InvalidRequest('If-Match takes one ETag as this service gave it, such as "3"', param="if-match")
-    return int(tag[1])
+    return int(tag.strip('"'))
 
 
 def etag(revision: int) -> str:

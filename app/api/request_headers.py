@@ -12,6 +12,11 @@ from app.errors import InvalidRequest
 EVENT_ID = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
 """The id of an entry in a stream of events: two numbers, each of which 64 bits hold."""
 
+ETAG = r'^"[1-9][0-9]{0,17}"$'
+"""Of an alias: its revision."""
+
+_KEY = r"^[!-~]{1,255}$"
+
 
 def header(name: str, description: str, pattern: str) -> dict[str, Any]:
     """One optional header; `pattern` is a regular expression as JSON Schema knows them."""
@@ -19,18 +24,24 @@ def header(name: str, description: str, pattern: str) -> dict[str, Any]:
     return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
 
 
-IF_MATCH = header("If-Match", "Only if the alias still has this ETag.", r'^"[1-9][0-9]{0,17}"$')
+IF_MATCH = header("If-Match", "Only if the alias still has this ETag.", ETAG)
 IF_NONE_MATCH = header("If-None-Match", "Only if there is no such alias yet; not beside If-Match.", r"^\*$")
 PRECONDITIONS = {"parameters": [IF_MATCH, IF_NONE_MATCH]}
-IDEMPOTENCY_KEY = header("Idempotency-Key", "Submitted again with this key it is the same job.", r"^[!-~]{1,255}$")
+IDEMPOTENCY_KEY = header("Idempotency-Key", "Submitted again with this key it is the same job.", _KEY)
 LAST_EVENT_ID = header("Last-Event-ID", "Go on behind this event; it goes before `after`.", EVENT_ID)
 
-_EVENT_ID = re.compile(EVENT_ID.strip("^$"))
+
+def idempotency_key(headers: Headers) -> str | None:
+    """Raises InvalidRequest for what is no key."""
+    given = headers.get("idempotency-key")
+    if given is not None and not re.fullmatch(_KEY, given):
+        raise InvalidRequest("an Idempotency-Key has 1 to 255 printable characters", param="idempotency-key")
+    return given
 
 
 def last_event_id(headers: Headers) -> str | None:
     """Raises InvalidRequest for what is no event's id."""
     given = headers.get("last-event-id")
-    if given is not None and not _EVENT_ID.fullmatch(given):
+    if given is not None and not re.fullmatch(EVENT_ID, given):
         raise InvalidRequest("Last-Event-ID is not an event's id", param="last-event-id")
     return given

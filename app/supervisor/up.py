@@ -19,7 +19,7 @@ from rich.text import Text
 
 from app.access import Directory, KeysUnavailable, is_made_key
 from app.errors import TracingUnavailable
-from app.settings import BUNDLED_MODEL, Settings
+from app.settings import BUNDLED_MODEL, MIN_KEY_CHARS, Settings
 from app.supervisor.address import AddressRefused, base_url, is_loopback, take_port
 from app.supervisor.banner import Facts, render
 from app.supervisor.child import Child, ChildSpec
@@ -274,7 +274,8 @@ def _check_exposure(settings: Settings, key: str | None) -> None:
     if key is None and not is_loopback(settings.host):
         raise CannotStart(
             f"refusing to listen on {settings.host} without a key: anyone who reaches it could use and train",
-            "chorus keys create --scope admin, or set CHORUS_API_KEY (16 characters or more), or --host 127.0.0.1",
+            f"chorus keys create --scope admin, or set CHORUS_API_KEY ({MIN_KEY_CHARS} characters or more), "
+            "or --host 127.0.0.1",
         )
 
 

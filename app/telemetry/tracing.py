@@ -166,7 +166,8 @@ def _is_installed(module: str) -> bool:
 def handed_on(environment: Mapping[str, str], span: Span) -> dict[str, str]:
     """`environment` for a child process that continues `span`; without what this process was handed itself."""
     kept = {name: value for name, value in environment.items() if name != CARRIER}
-    return kept if span.traceparent is None else kept | {CARRIER: span.traceparent}
+    traceparent = span.traceparent
+    return kept if traceparent is None else kept | {CARRIER: traceparent}
 
 
 def handed_to_us() -> str | None:

@@ -81,7 +81,7 @@ REFUSED: dict[str, tuple[int, Call]] = {
     },
     **{
         f"if-match {tag}"[:60]: (422, ("PUT", ALIAS, [JSON, ("if-match", tag)], MOVE))
-        for tag in ("qzXq", "3", 'W/"3"', '"0"', '"-1"', '"1", "2"', "*", '"' + "9" * 30 + '"', '"\u00b2"', "")
+        for tag in ("qzXq", "3", 'W/"3"', '"0"', '"03"', '"-1"', '"1", "2"', "*", '"' + "9" * 30 + '"', '"\u00b2"', "")
     },
     **{
         f"if-none-match {tag}": (422, ("PUT", ALIAS, [JSON, ("if-none-match", tag)], MOVE))

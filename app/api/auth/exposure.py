@@ -6,9 +6,7 @@ import ipaddress
 
 from app.access import is_made_key
 from app.api.faults import UnsafeExposure
-from app.settings import Settings
-
-MIN_CHARS = 16
+from app.settings import MIN_KEY_CHARS, Settings
 
 
 def check_exposure(settings: Settings, *, has_keys: bool = False) -> None:
@@ -20,8 +18,8 @@ def check_exposure(settings: Settings, *, has_keys: bool = False) -> None:
             "Make one (chorus keys create --scope admin), set CHORUS_API_KEY, or listen on 127.0.0.1",
             param="host",
         )
-    if set_one and len(settings.api_key or "") < MIN_CHARS:
-        raise UnsafeExposure(f"CHORUS_API_KEY is too short: use {MIN_CHARS} characters or more", param="api_key")
+    if set_one and len(settings.api_key or "") < MIN_KEY_CHARS:
+        raise UnsafeExposure(f"CHORUS_API_KEY is too short: use {MIN_KEY_CHARS} characters or more", param="api_key")
 
 
 def is_loopback(host: str) -> bool:

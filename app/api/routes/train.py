@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Annotated
@@ -15,13 +14,12 @@ from app.api.auth.access import refused
 from app.api.auth.account import NOBODY, account
 from app.api.errors import detail_of
 from app.api.replies import reply
-from app.api.request_headers import EVENT_ID, IDEMPOTENCY_KEY, LAST_EVENT_ID, last_event_id
+from app.api.request_headers import EVENT_ID, IDEMPOTENCY_KEY, LAST_EVENT_ID, idempotency_key, last_event_id
 from app.api.routes.tasks import Limit
 from app.api.schemas.base import Page
 from app.api.services import Services, ServicesDep
 from app.api.sse import DONE, MEDIA_TYPE, PING, STREAMED, EventStream, event
 from app.api.strict_route import StrictRoute
-from app.errors import InvalidRequest
 from app.telemetry import request_id
 from app.training import Job, JobEvent, TrainRequest
 
@@ -29,7 +27,6 @@ router = APIRouter(route_class=StrictRoute, tags=["train"])
 IdPath = Annotated[str, Path(max_length=80, description="A job's id.")]
 AfterJob = Annotated[str | None, Query(max_length=80, description="Id of the last job of the page before.")]
 AfterEvent = Annotated[str | None, Query(pattern=EVENT_ID, description="Id of the last event read.")]
-_KEY = re.compile(r"[!-~]{1,255}\Z")
 _BEGINNING = "0"
 _POLL_S = 0.3
 _PING_S = 15.0
@@ -43,10 +40,7 @@ _PING_S = 15.0
     openapi_extra={"parameters": [IDEMPOTENCY_KEY]},
 )
 async def train(body: TrainRequest, services: ServicesDep, request: Request) -> Response:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not _KEY.match(key):
-        raise InvalidRequest("an Idempotency-Key has 1 to 255 printable characters", param="idempotency-key")
-    job = await _submit(services, body, key)
+    job = await _submit(services, body, idempotency_key(request.headers))
     current = account.get()
     if current is not None:
         current.facts.update(job=job.id, task=job.task)

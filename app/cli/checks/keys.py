@@ -8,19 +8,18 @@ from collections.abc import Sequence
 from app.access import KeyRecord, KeysUnavailable, is_made_key, key_stores, pepper_of
 from app.access.keys import pepper_id
 from app.cli.checks import Check, human_days
-from app.settings import Settings
+from app.settings import MIN_KEY_CHARS, Settings
 from app.supervisor.address import is_loopback
 from app.supervisor.embedded import running_url, server_folder
 
-MIN_CHARS = 16
 SOON_S = 7 * 86_400.0
 _MAKE = "chorus keys create --scope admin"
 
 
 def check_keys(settings: Settings, *, now: float | None = None) -> list[Check]:
     """One check of the keys as a whole, and one for each place or file that deserves a word."""
-    if settings.api_key is not None and not is_made_key(settings.api_key) and len(settings.api_key) < MIN_CHARS:
-        fix = f"CHORUS_API_KEY=$(openssl rand -hex 32) has {MIN_CHARS} characters or more"
+    if settings.api_key is not None and not is_made_key(settings.api_key) and len(settings.api_key) < MIN_KEY_CHARS:
+        fix = f"CHORUS_API_KEY=$(openssl rand -hex 32) has {MIN_KEY_CHARS} characters or more"
         return [Check("keys", "fail", "CHORUS_API_KEY is too short", fix)]
     found, problems = _read(settings)
     if any(problem.state == "fail" for problem in problems):
