@@ -64,7 +64,10 @@ class Contest:
                 raise
             except (ChorusError, StoreError) as error:
                 self.fallen.append(Fallen(number, member, error))
-                reporter.warned(f"{member_name(number, member)} cannot begin: {error.message}")
+                reporter.warned(
+                    f"{member_name(number, member)} cannot begin: {error.message}",
+                    logged=f"member {number} cannot begin: {error.code}",
+                )
         if not self.contenders:
             raise self.fallen[0].error
 

@@ -121,8 +121,9 @@ class Reporter:
     def saved(self, step: int) -> None:
         self._report(checkpoint=step)
 
-    def warned(self, message: str) -> None:
-        log.warning("%s: %s", self._job_id, message)
+    def warned(self, message: str, *, logged: str | None = None) -> None:
+        """`logged`: what the log says instead, where the message may quote a row."""
+        log.warning("%s: %s", self._job_id, logged or message)
         self._report(event=event_json("warning", message))
 
     def measured(self, metrics: Mapping[str, Any]) -> None:

@@ -161,14 +161,18 @@ def test_sweep_whose_members_all_diverge_fails_and_publishes_nothing(
 
 
 def test_member_that_does_not_fit_loses_alone(
-    attempt: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, jobs: JobStore
+    attempt: Callable[..., Job], jobs: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The submission was made where no backbone is loaded, so the trainer is the first to see it."""
+    """The submission was made where no backbone is loaded, so the trainer is the first to see it. Its log names the
+    error alone, whose message may quote a row."""
     long = "word " * 200 + "<prompt:4>{text}"
     job = attempt(**sweep_of({"template": ["<prompt:4>{text} It was", long], "seed": [1, 2]}))
     assert job.status == "succeeded"
     assert sorted(states(job)) == ["failed", "failed", "stopped", "won"]
-    assert [event.type for event in jobs.events(job.id)].count("warning") >= 2
+    told = [event.message for event in jobs.events(job.id) if event.type == "warning"][-2:]
+    logged = [line for line in caplog.messages if " cannot begin: " in line]
+    assert logged == [f"{job.id}: member {number} cannot begin: context_too_long" for number in (3, 4)]
+    assert [message.partition(" (template word ")[0] for message in told] == ["member 3", "member 4"]
 
 
 def test_gate_compares_the_ensemble_with_what_the_alias_points_to(
