@@ -1,7 +1,7 @@
 """Successive halving: of many runs that learn together, the worse half stops early (Jamieson and Talwalkar 2016).
 
 At a quarter and at a half of the steps the runs are compared by what each did best on the dev rows so far, and the
-better half goes on: of 16 runs 8 see the second quarter and 4 the end, for about two fifths of the work of all.
+better half goes on: of 16 runs 8 see the second quarter and 4 the end, for half of the work of all.
 """
 
 from __future__ import annotations

@@ -46,6 +46,12 @@ def test_worse_half_stops_at_each_rung(backbone: Backbone, tmp_path: Path, monke
     assert runs[2].outcome.steps == 4  # what was stopped has an outcome too
 
 
+def test_halving_takes_half_of_the_steps(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.training.runs.PATIENCE", 10**9)
+    runs = sweep(backbone, tmp_path, [0.1, 0.2, 0.3, 0.4])
+    assert sum(run.place.step for run in runs) == len(runs) * STEPS / 2
+
+
 def test_sweep_killed_between_its_rungs_prunes_as_one_that_was_not(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
