@@ -107,13 +107,10 @@ class Supervisor:
 
     def _published_before(self, job_id: str, attempt: int) -> bool:
         """An earlier attempt's worker may have died between publishing and saying so."""
-        versions = self._store.find_publications(job_id)
-        if not versions:
-            return False
-        self._records.move(job_id, "publishing", attempt=attempt)
-        self._records.move(job_id, "succeeded", attempt=attempt, result=JobResult.of(versions))
-        self._forget(job_id)
-        return True
+        found = _succeeds_by_publication(self._records, self._store, job_id, attempt)
+        if found:
+            self._forget(job_id)
+        return found
 
     def _start(self, job_id: str, attempt: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -146,7 +143,7 @@ class Supervisor:
                 trainer.kill()
 
     def _is_ending(self, job_id: str, attempt: int, since: float) -> bool:
-        """Whether the trainer itself has ended the job, and may still say how: it then tells its trace."""
+        """Whether the job has ended in this attempt, as a rule by its trainer, which may still tell its trace."""
         try:
             job = self._records.get(job_id)
         except (redis.ConnectionError, redis.TimeoutError):
@@ -191,13 +188,19 @@ def give_up(records: JobRecords, store: PromptStore, job_id: str, *, attempt: in
     A holder that was only frozen may wake up: from here on it can publish nothing.
     """
     store.raise_fence(job_id, records.get(job_id).attempt + 1)
+    if _succeeds_by_publication(records, store, job_id, attempt):
+        return
+    message = f"the worker was lost {GIVE_UP_AFTER} times in a row without progress"
+    records.move(job_id, "failed", attempt=attempt, error=JobError(code="worker_lost", message=message))
+
+
+def _succeeds_by_publication(records: JobRecords, store: PromptStore, job_id: str, attempt: int | None) -> bool:
+    """Whether the job has published; its record says so from here on."""
     versions = store.find_publications(job_id)
     if versions:
         records.move(job_id, "publishing", attempt=attempt)
         records.move(job_id, "succeeded", attempt=attempt, result=JobResult.of(versions))
-        return
-    message = f"the worker was lost {GIVE_UP_AFTER} times in a row without progress"
-    records.move(job_id, "failed", attempt=attempt, error=JobError(code="worker_lost", message=message))
+    return bool(versions)
 
 
 def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> bool:

@@ -120,7 +120,8 @@ def run_worker(settings: Settings) -> int:
     host = socket.gethostname()
     name = f"{host}-{secrets.token_hex(4)}"
     records = JobRecords(client, lease_s=settings.job_lease_s)
-    with PromptStore.open(settings.redis_url, settings.blobs, blobs_url=settings.blobs_url) as store:
+    opened = PromptStore.open(settings.redis_url, settings.blobs, blobs_url=settings.blobs_url)
+    with contextlib.closing(tracer), opened as store:
         dispatcher = Dispatcher(client)
         supervisor = Supervisor(settings, records, store, host=host, name=name, stop=stop, tracer=tracer)
         reaper = Reaper(
@@ -135,7 +136,6 @@ def run_worker(settings: Settings) -> int:
         log.info("worker %s is ready", name)
         if worker is not None:
             worker.serve(stop)
-    tracer.close()
     log.info("worker %s has stopped", name)
     return 0
 
