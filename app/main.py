@@ -28,7 +28,7 @@ from app.registry import Registry
 from app.settings import Settings
 from app.telemetry import Metrics, configure_logging
 from app.telemetry.metrics import engine_readings, engine_tallies
-from app.telemetry.tracing import Tracer, open_tracer
+from app.telemetry.tracing import Tracer, check_extra, open_tracer
 from app.training import DatasetStore, JobStore
 from prompt_store import PromptStore, StoreError
 from prompt_store.starters import install_starters
@@ -90,12 +90,12 @@ def serve(settings: Settings) -> None:
     access = open_access(settings)
     _redis_url(settings)
     configure_logging(settings.log_level, settings.log_format)
-    tracer = open_tracer(settings.otlp_endpoint, service="chorus-api", share=settings.trace_share)
+    check_extra(settings.otlp_endpoint)
     with closing(bind(settings.host, settings.port)) as listener:
         keys = "asked for" if access.directory.has_keys else "none asked for: only this machine gets here"
         where = {"host": settings.host, "port": listener.getsockname()[1]}
         log.info("starting", extra={**where, "model": settings.model, "keys": keys})
-        app = create_app(settings, backbone=load_backbone(_backbone_config(settings)), access=access, tracer=tracer)
+        app = create_app(settings, backbone=load_backbone(_backbone_config(settings)), access=access)
 
         async def cut_off() -> None:
             services: Services = app.state.services

@@ -38,7 +38,6 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=default_data_dir, description="Folder for everything this machine keeps.")
     redis_url: str | None = Field(None, description="Redis, Valkey, Sentinels; unset: `chorus up` embeds a server.")
     blob_dir: Path | None = Field(None, description="Folder of prompt blobs, shared by replicas (data_dir/blobs).")
-
     blobs_url: str | None = Field(
         None, description="Object store of blobs, records and data sets, s3://bucket/prefix; blob_dir holds copies."
     )

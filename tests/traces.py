@@ -17,6 +17,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from app.telemetry.otel import KeepingTracer, make_provider
 
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+GIVEN = f"00-{TRACE}-{SPAN}-01"
+"""What a caller gives who has begun a trace."""
+
 
 @dataclass(frozen=True)
 class Seen:

@@ -109,10 +109,11 @@ class Metrics:
         """Drop the series of tasks that are no more, which makes room for others."""
         for name in self._tasks.intersection(names):
             self._tasks.discard(name)
-            for one in (self.rows, self.abstained, self.row_seconds, self.first_token_seconds):
+            for one in (
+                *(self.rows, self.abstained, self.row_seconds, self.first_token_seconds),
+                *(self.prompt_tokens, self.virtual_tokens, self.generation_tokens),
+            ):
                 one.remove_by_labels({"task": name})
-            for tokens in (self.prompt_tokens, self.virtual_tokens, self.generation_tokens):
-                tokens.remove_by_labels({"task": name})
 
     def observe(self, kind: str, read: Callable[[], Readings]) -> None:
         """Export what `read()` returns at each scrape: names ending in `_total` as counters, all others as gauges."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import redis
 from app.supervisor.embedded import ping
 from prompt_store import BlobStore, PromptStore, RedisMetadata, StoreUnavailable
 from prompt_store.testing import EXAMPLE_SPEC, example_meta, example_tensors
+from tests.live import wait_until
 
 NAME = "chorus"
 PATIENCE_S = 40.0
@@ -32,7 +33,7 @@ class Group:
             "replica", self.replica, "--replicaof", "127.0.0.1", str(self.primary), "--repl-diskless-sync-delay", "0"
         )
         with redis.Redis(port=self.primary) as client:
-            wait_for(lambda: int(client.info("replication")["connected_slaves"]) == 1)
+            wait_until(lambda: int(client.info("replication")["connected_slaves"]) == 1)
         self._watch()
         self.url = f"redis+sentinel://127.0.0.1:{self.sentinel}/{NAME}"
 
@@ -44,7 +45,7 @@ class Group:
         command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
         process = subprocess.Popen([*command, "--save", "", *options], stdout=subprocess.DEVNULL)
         self._processes.append(process)
-        wait_for(lambda: answers(port))
+        wait_until(lambda: answers(port))
         return process
 
     def _watch(self) -> None:
@@ -58,9 +59,9 @@ class Group:
         )
         process = subprocess.Popen([str(get_binary_path()), str(file), "--sentinel"], stdout=subprocess.DEVNULL)
         self._processes.append(process)
-        wait_for(lambda: answers(self.sentinel))
+        wait_until(lambda: answers(self.sentinel))
         with redis.Redis(port=self.sentinel, decode_responses=True) as client:
-            wait_for(lambda: int(client.execute_command("SENTINEL", "MASTER", NAME)["num-slaves"]) == 1)
+            wait_until(lambda: int(client.execute_command("SENTINEL", "MASTER", NAME)["num-slaves"]) == 1)
 
     def close(self) -> None:
         for process in reversed(self._processes):
@@ -80,13 +81,6 @@ def answers(port: int) -> bool:
     with suppress(redis.RedisError), redis.Redis(port=port) as client:
         return bool(client.ping())
     return False
-
-
-def wait_for(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 @pytest.fixture

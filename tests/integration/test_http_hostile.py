@@ -16,12 +16,11 @@ import pytest
 from app.api.body import EdgeLimits
 from tests.fakes import make_world
 from tests.hostile import bodies, heads, messages, paths
+from tests.hostile.heads import GENERATE, JSON
 from tests.hostile.marks import MARK
 from tests.hostile.wire import ask, check_refusal, request
 from tests.live import HANG_S, Live, serving
 
-GENERATE = "/v1/tasks/echo/generate"
-JSON = ("content-type", "application/json")
 TAKES_JSON = [
     ("POST", GENERATE),
     ("POST", "/v1/generate"),

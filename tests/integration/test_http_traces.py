@@ -14,10 +14,8 @@ from tests.architectures import build_backbone
 from tests.live import HANG_S, serving, wait_until
 from tests.prompts import WORDS
 from tests.real_world import RealWorld, make_real_world
-from tests.traces import Kept, Seen, named
+from tests.traces import GIVEN, SPAN, TRACE, Kept, Seen, named
 
-TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-GIVEN = f"00-{TRACE}-{SPAN}-01"
 SECRET = "zebra7"  # stands for what a user wrote
 
 

@@ -18,11 +18,9 @@ from app.training.connection import connect
 from prompt_store import PromptStore
 from tests.fakes import FakeBackbone, FakeEngineService
 from tests.live import HANG_S, serving, wait_until
-from tests.traces import Kept, Seen, collecting, named
+from tests.traces import GIVEN, SPAN, TRACE, Kept, Seen, collecting, named
 from tests.training_data import short_request
 from tests.whole import clean_environment
-
-TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +39,8 @@ def spans(redis_server_url: str, tmp_path_factory: pytest.TempPathFactory) -> li
             tracer=tracer,
         )
         with serving(app) as live, httpx.Client(base_url=live.url, timeout=HANG_S) as client:
-            given = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
             body = short_request().model_dump(mode="json", exclude_none=True)
-            answer = client.post("/v1/train", json=body, headers=given)
+            answer = client.post("/v1/train", json=body, headers={"traceparent": GIVEN})
             assert answer.status_code == 202, answer.text
             job_id = answer.json()["id"]
         worker = _start_worker(redis_server_url, folder, collector.url)

@@ -28,11 +28,8 @@ from app.telemetry.tracing import (
     handed_on,
     open_tracer,
 )
-from tests.traces import Kept, named
+from tests.traces import GIVEN, SPAN, TRACE, Kept, named
 from tests.whole import clean_environment
-
-TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-GIVEN = f"00-{TRACE}-{SPAN}-01"
 
 
 def test_span_continues_the_trace_it_is_given() -> None:
