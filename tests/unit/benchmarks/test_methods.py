@@ -61,6 +61,14 @@ def test_page_joins_what_is_there_and_leaves_no_old_picture(tmp_path: Path) -> N
     assert set(json.loads((out / "methods.json").read_text())["tasks"]) == {"sst2", "e2e"}
 
 
+def test_mean_of_joined_parts_names_the_sets_it_is_of(tmp_path: Path) -> None:
+    for name in ("sst2", "trec"):
+        cells_of(tmp_path / "labels", name, BUDGET.describe())
+    cells_of(tmp_path / "e2e", "e2e", BUDGET.describe())
+    write([tmp_path / "labels", tmp_path / "e2e"], tmp_path)
+    assert "\nMean over sst2, trec.\n" in (tmp_path / "methods.md").read_text(encoding="utf-8")
+
+
 def test_parts_of_other_budgets_are_not_joined() -> None:
     with pytest.raises(SystemExit, match="different models or budgets"):
         joined([{"about": {"steps": 1}}, {"about": {"steps": 2}}])
