@@ -122,6 +122,16 @@ class Settings(BaseSettings):
     )
     trace_share: float = Field(1.0, ge=0, le=1, description="Share of the traces begun here that are kept.")
 
+    @field_validator("redis_url")
+    @classmethod
+    def _readable(cls, url: str | None) -> str | None:
+        """A wrong address stops the start with its name and its form. Nothing is connected to."""
+        if url is not None:
+            from prompt_store.redis_url import client_from_url
+
+            client_from_url(url).close()
+        return url
+
     @field_validator("blobs_url")
     @classmethod
     def _usable(cls, url: str | None) -> str | None:

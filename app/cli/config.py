@@ -25,4 +25,5 @@ def load_settings(**given: Any) -> Settings:
         problem = error.errors(include_url=False, include_input=False)[0]
         name = str(problem["loc"][0]) if problem["loc"] else ""
         source = f"--{name.replace('_', '-')}" if name in chosen else f"CHORUS_{name.upper()}"
-        raise CliError(f"{source}: {problem['msg']}", Exit.USAGE, fix="docs/settings.md lists every setting") from None
+        message = problem["msg"].removeprefix("Value error, ")
+        raise CliError(f"{source}: {message}", Exit.USAGE, fix="docs/settings.md lists every setting") from None

@@ -23,6 +23,27 @@ def test_load_settings_when_a_variable_is_wrong_names_it_and_not_its_value(monke
     assert "many" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis+sentinel://:secret@one", "redis+sentinel:// wants HOST"),
+        ("redis+sentinel://:secret@:1/chorus", "is no host"),
+        ("http://me:secret@one/0", "schemes"),
+        ("", "schemes"),
+    ],
+)
+def test_load_settings_when_the_address_of_redis_is_of_no_form_says_which_there_are(
+    monkeypatch: pytest.MonkeyPatch, url: str, said: str
+) -> None:
+    monkeypatch.setenv("CHORUS_REDIS_URL", url)
+    with pytest.raises(CliError) as caught:
+        load_settings()
+    assert caught.value.message.startswith("CHORUS_REDIS_URL: ")
+    assert said in caught.value.message
+    assert "secret" not in caught.value.message
+    assert "Value error" not in caught.value.message
+
+
 def test_load_settings_makes_the_data_folder_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_settings(data_dir=Path("state")).data_dir == tmp_path / "state"
