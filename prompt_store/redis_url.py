@@ -70,7 +70,10 @@ def _group_of(url: str) -> _Group | None:
     user, _, password = account.partition(":")
     server: dict[str, Any] = {"db": int(database or 0), "ssl": _SCHEMES[scheme]}
     server |= {key: unquote(value) for key, value in (("username", user), ("password", password)) if value}
-    own = parse_qs(parts.query).get("sentinel_password")
+    options = parse_qs(parts.query)
+    own = options.pop("sentinel_password", None)
+    if options:
+        raise ValueError(f"{scheme}:// takes no option but sentinel_password")
     return _Group([_address(one) for one in hosts.split(",")], name, server, {"password": own[0]} if own else {})
 
 

@@ -38,8 +38,9 @@ def test_rediss_speaks_tls_to_the_servers() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["redis+sentinel://one", "redis+sentinel:///chorus", "redis+sentinel://one/chorus/x", "redis+sentinel://:1/c"],
+    ["redis+sentinel://one", "redis+sentinel:///chorus", "redis+sentinel://one/chorus/x", "redis+sentinel://:1/c"]
+    + ["redis+sentinel://host/chorus?password=x"],
 )
 def test_address_of_sentinels_that_is_not_of_its_form_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"HOST|host"):
+    with pytest.raises(ValueError, match=r"HOST|host|option"):
         client_from_url(url)
