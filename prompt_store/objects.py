@@ -15,9 +15,7 @@ from typing import Any
 
 from prompt_store.errors import InvalidBlobsUrl, StoreUnavailable
 
-EXTRAS = {"s3": "s3"}
-"""Scheme of a URL -> what to install: `pip install 'chorus-serve[s3]'`. `memory` needs nothing and is for tests."""
-
+# `memory` is for tests.
 _URL = re.compile(r"(s3|memory)://([a-z0-9][a-z0-9.-]{0,62})((?:/[A-Za-z0-9._=-]+)*)/?")
 _AT_ONCE = 256
 _TIMEOUTS = {"connect_timeout": 5, "read_timeout": 20, "retries": {"max_attempts": 2, "mode": "standard"}}
@@ -131,8 +129,8 @@ def _open(scheme: str) -> Any:
             options |= {"config_kwargs": _TIMEOUTS, "default_cache_type": "none"}
         return get_filesystem_class(scheme)(**options)
     except ImportError as error:
-        fix = f"pip install 'chorus-serve[{EXTRAS.get(scheme, scheme)}]'"
-        raise InvalidBlobsUrl(f"{scheme}:// needs a library that is not installed: {fix}", param="blobs_url") from error
+        message = f"{scheme}:// needs a library that is not installed: pip install 'chorus-serve[s3]'"
+        raise InvalidBlobsUrl(message, param="blobs_url") from error
 
 
 @contextmanager

@@ -65,15 +65,14 @@ class RecordObjects:
     def read_all(self) -> Journal:
         """Every record. Versions and aliases of deleted tasks are left out."""
         journal = Journal()
-        newest: dict[str, int] = defaultdict(int)
+        newest: dict[tuple[str, type[Stamped]], int] = defaultdict(int)
         for name in self._objects.names(_FOLDER):
             subject, _, stamp = name.rpartition("/")
-            if kind_of(subject) is not None and _is_epoch(stamp):
-                newest[subject] = max(newest[subject], int(stamp))
-        found = self._objects.get_many([_name(subject, epoch) for subject, epoch in newest.items()])
-        for subject, epoch in newest.items():
             kind = kind_of(subject)
-            assert kind is not None
+            if kind is not None and _is_epoch(stamp):
+                newest[subject, kind] = max(newest[subject, kind], int(stamp))
+        found = self._objects.get_many([_name(subject, epoch) for (subject, _), epoch in newest.items()])
+        for (subject, kind), epoch in newest.items():
             data = found[_name(subject, epoch)]
             try:
                 record = self._latest(subject, kind) if data is None else _unseal(data, kind, epoch)
