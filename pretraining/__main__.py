@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 
 from pretraining.errors import PretrainingError
-from pretraining.export import export, newest_model
-from pretraining.packing import Texts, pack_stage, say, tokenizer_stage
+from pretraining.export import export, trained_model
+from pretraining.objectives import objectives_of
+from pretraining.packing import Texts, check_packed, pack_stage, say, tokenizer_stage
+from pretraining.place import Place
 from pretraining.recipe import Recipe, read_recipe
 from pretraining.scoring import evaluate, summary
 from pretraining.tokenizer import load_tokenizer
-from pretraining.trainer import Place, Trainer
+from pretraining.trainer import Trainer
 
 STAGES = ("tokenizer", "pack", "train", "evaluate", "export", "all")
 RECIPE = Path(__file__).with_name("chorus.toml")
@@ -27,12 +29,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--data", type=Path, required=True, help="folder with the data sets")
     made.add_argument("--corpus", type=Path, required=True, help="folder with the corpora")
     made.add_argument("--work", type=Path, default=Path(".pretraining"), help="folder for what is made (.pretraining)")
+    made.add_argument("--packed", type=Path, help="folder where another run packed the same texts (WORK)")
     made.add_argument("--recipe", type=Path, default=RECIPE, help="recipe file (pretraining/chorus.toml)")
-    made.add_argument("--out", type=Path, help="model folder to write (WORK/export)")
+    made.add_argument("--out", type=Path, help="model folder to write (WORK/export, or WORK/export-OBJECTIVE)")
     made.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads (as many as cores)")
     made.add_argument("--nice", type=int, default=0, help="be that much nicer to other processes, up to 19")
     made.add_argument("--device", default="auto", help="cpu, cuda, or auto (cuda if there is one)")
     made.add_argument("--until", type=int, help="stop training after this step")
+    made.add_argument("--after", metavar="OBJECTIVE", help="evaluate and export the model that had learnt this so far")
     made.add_argument("--last", action="store_true", help="evaluate and export the last weights, not their average")
     return made
 
@@ -56,23 +60,33 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_stage(stage: str, recipe: Recipe, arguments: argparse.Namespace) -> bool:
     """Whether the stage came to its end. Raises PretrainingError if it cannot be done."""
-    work, data = arguments.work, arguments.data
-    if stage == "tokenizer":
-        tokenizer_stage(Texts(recipe, data, arguments.corpus), work)
-    elif stage == "pack":
-        pack_stage(Texts(recipe, data, arguments.corpus), work)
+    place = Place(arguments.work, arguments.data, device_for(arguments.device), arguments.packed)
+    averaged, after = not arguments.last, arguments.after
+    if stage in ("tokenizer", "pack"):
+        pack(stage, Texts(recipe, place.data, arguments.corpus), place)
     elif stage == "train":
-        trainer = Trainer(recipe, Place(work, data, device_for(arguments.device)), load_tokenizer(work / "tokenizer"))
-        return trainer.run(arguments.until)
+        if place.packed:
+            check_packed(Texts(recipe, place.data, arguments.corpus), place.packed)
+        return Trainer(recipe, place, load_tokenizer(place.texts / "tokenizer")).run(arguments.until)
     elif stage == "evaluate":
-        model, step = newest_model(recipe, work, averaged=not arguments.last)
-        model.to(device_for(arguments.device))
-        result = evaluate(model, load_tokenizer(work / "tokenizer"), recipe, work, data)
+        model, step = trained_model(recipe, place, averaged=averaged, after=after)
+        objectives = objectives_of(recipe, load_tokenizer(place.texts / "tokenizer"))
+        result = evaluate(model.to(place.device), objectives, recipe, place)
         say(f"step {step}: {summary(result)}")
     else:
-        folder = export(recipe, work, arguments.out or work / "export", averaged=not arguments.last)
-        say(f"written to {folder}")
+        out = arguments.out or place.work / (f"export-{after}" if after else "export")
+        say(f"written to {export(recipe, place, out, averaged=averaged, after=after)}")
     return True
+
+
+def pack(stage: str, texts: Texts, place: Place) -> None:
+    """What another run has packed is looked at, never changed."""
+    if place.packed:
+        check_packed(texts, place.packed)
+    elif stage == "tokenizer":
+        tokenizer_stage(texts, place.work)
+    else:
+        pack_stage(texts, place.work)
 
 
 def device_for(name: str) -> str:

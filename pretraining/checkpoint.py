@@ -7,7 +7,7 @@ before it is kept until the next.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,9 @@ class Training:
     average: Average
 
 
-def save_checkpoint(folder: Path, training: Training, state: Mapping[str, Any]) -> Path:
-    """Write `STEP.safetensors`; `state` is JSON with a `step`. Older checkpoints than the last `KEEP` are removed."""
+def save_checkpoint(folder: Path, training: Training, state: Mapping[str, Any], *, kept: Collection[int] = ()) -> Path:
+    """Write `STEP.safetensors`; `state` is JSON with a `step`. Older checkpoints than the last `KEEP` are removed, but
+    for those of the steps `kept`."""
     tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
     tensors |= {f"model.{name}": value for name, value in training.model.named_parameters()}
     tensors |= {f"average.{name}": value for name, value in training.average.weights.items()}
@@ -48,13 +49,22 @@ def save_checkpoint(folder: Path, training: Training, state: Mapping[str, Any]) 
     file = folder / f"{state['step']:08d}.safetensors"
     write_atomically(file, save(whole, {_STATE: json.dumps(state)}))
     for old in checkpoints(folder)[:-KEEP]:
-        old.unlink()
+        if int(old.stem) not in kept:
+            old.unlink()
     return file
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints there are, the newest last."""
     return sorted(folder.glob("[0-9]*.safetensors"))
+
+
+def checkpoint_at(folder: Path, step: int | None) -> Path:
+    """The checkpoint of a step, or the newest. Raises WorkError if there is none."""
+    found = [file for file in checkpoints(folder) if step is None or int(file.stem) == step]
+    if not found:
+        raise WorkError(f"there is no checkpoint{'' if step is None else f' of step {step}'} in {folder}: train first")
+    return found[-1]
 
 
 def load_checkpoint(file: Path, training: Training) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from pretraining.experiments_page import write_page
 from pretraining.export import tokens_until
 from pretraining.files import digest_of_json, read_json, write_json
 from pretraining.packing import Texts, pack_stage, say
-from pretraining.recipe import Recipe, recipe_from
+from pretraining.place import Place
+from pretraining.recipe import Recipe, changed, read_raw, recipe_from
 from pretraining.scoring import evaluate, summary
 from pretraining.tokenizer import load_tokenizer
-from pretraining.trainer import Meter, Place, Trainer
+from pretraining.trainer import Meter, Trainer
 
 HERE = Path(__file__).parent
 TIMED_STEPS = 3
@@ -45,20 +46,11 @@ class Experiment:
         return recipe_from(changed(self.raw, {"train": {**quiet, "warm_up": max(1, min(100, steps // 10))}}))
 
 
-def changed(base: Any, change: Any) -> Any:
-    """`base` with what `change` names replaced: tables key by key; a table laid over a list changes each of it."""
-    if isinstance(base, list) and isinstance(change, Mapping):
-        return [changed(one, change) for one in base]
-    if isinstance(base, Mapping) and isinstance(change, Mapping):
-        return {**base, **{key: changed(base.get(key), value) for key, value in change.items()}}
-    return change
-
-
 def read_experiments(file: Path, recipe: Path) -> tuple[float, list[Experiment]]:
     """Seconds of computing a variant, and the variants. Raises RecipeError."""
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
-        base = changed(tomllib.loads(recipe.read_text(encoding="utf-8")), raw.get("base", {}))
+        base = changed(read_raw(recipe), raw.get("base", {}))
         made = [Experiment(one["name"], one["question"], changed(base, one["change"])) for one in raw["variants"]]
         seconds = float(raw["seconds"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -95,7 +87,7 @@ class Bench:
             if trainer.step % trainer.recipe.train.log_every == 0:
                 say(f"{experiment.name}: {meter.write(trainer.step)}")
         spent = time.monotonic() - began
-        last = evaluate(trainer.model, trainer.tokenizer, trainer.recipe, place.work, self.data)
+        last = evaluate(trainer.model, trainer.objectives, trainer.recipe, place)
         averaged = trainer.evaluate()
         result = {
             "name": experiment.name,
@@ -116,16 +108,10 @@ class Bench:
         recipe = experiment.recipe(100)
         packed = self.work / "packed" / digest_of_json(recipe.packing_key())[:16]
         pack_stage(Texts(recipe, self.data, self.corpus), packed)
-        run = self.work / "runs" / digest_of_json(experiment.raw)[:16]
-        run.mkdir(parents=True, exist_ok=True)
-        for name in ("shards", "tokenizer"):
-            link = run / name
-            if not link.is_symlink():
-                link.symlink_to((packed / name).resolve())
-        return Place(run, self.data)
+        return Place(self.work / "runs" / digest_of_json(experiment.raw)[:16], self.data, packed=packed)
 
     def _trainer(self, experiment: Experiment, place: Place, steps: int) -> Trainer:
-        return Trainer(experiment.recipe(steps), place, load_tokenizer(place.work / "tokenizer"))
+        return Trainer(experiment.recipe(steps), place, load_tokenizer(place.texts / "tokenizer"))
 
     def _step_seconds(self, experiment: Experiment, place: Place) -> float:
         """Of a step on the average over the phases, without compilation."""

@@ -7,29 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from pretraining import tokenizer as tokenizers
-from pretraining.checkpoint import checkpoints, read_checkpoint
+from pretraining.checkpoint import checkpoint_at, read_checkpoint
 from pretraining.errors import WorkError
 from pretraining.files import read_json, write_json
-from pretraining.model import model_config
+from pretraining.objectives import kind_of_model, objectives_of
+from pretraining.place import Place
 from pretraining.recipe import Recipe
 
 MAX_BYTES = 64 * 2**20
 
 
-def newest_model(recipe: Recipe, work: Path, *, averaged: bool = True) -> tuple[LlamaForCausalLM, int]:
+def trained_model(
+    recipe: Recipe, place: Place, *, averaged: bool = True, after: str | None = None
+) -> tuple[PreTrainedModel, int]:
     """The model of the newest checkpoint, fp32, and its step. `averaged`: the moving average, not the last weights.
+    `after`: as it was when it had learnt this objective, before the next.
 
-    Raises WorkError if there is no checkpoint, or it is of another shape.
+    Raises WorkError if there is no such checkpoint, or it is of another shape.
     """
-    found = checkpoints(work / "checkpoints")
-    if not found:
-        raise WorkError(f"there is no checkpoint in {work / 'checkpoints'}: train first")
-    state, tensors = read_checkpoint(found[-1])
-    vocabulary = read_json(work / "tokenizer" / "state.json")["vocabulary"]
-    model = LlamaForCausalLM(model_config(recipe, vocabulary))
+    ends = {stretch.objective: stretch.end for stretch in recipe.stretches()}
+    if after is not None and after not in ends:
+        raise WorkError(f"this recipe has no objective {after}; it has {', '.join(ends)}")
+    file = checkpoint_at(place.checkpoints, None if after is None else ends[after])
+    state, tensors = read_checkpoint(file)
+    vocabulary = read_json(place.texts / "tokenizer" / "state.json")["vocabulary"]
+    model = kind_of_model(recipe).build_model(recipe, vocabulary)
     prefix = "average." if averaged else "model."
     weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     try:
@@ -37,16 +42,17 @@ def newest_model(recipe: Recipe, work: Path, *, averaged: bool = True) -> tuple[
             for name, value in model.named_parameters():
                 value.copy_(weights[name])
     except (KeyError, RuntimeError) as error:
-        raise WorkError(f"{found[-1].name} is not of this recipe's shape: {error}") from None
+        raise WorkError(f"{file.name} is not of this recipe's shape: {error}") from None
     return model.eval(), int(state["step"])
 
 
-def export(recipe: Recipe, work: Path, out: Path, *, averaged: bool = True) -> Path:
-    """Write the model folder `out`; one that is there is replaced once the new one is whole.
+def export(recipe: Recipe, place: Place, out: Path, *, averaged: bool = True, after: str | None = None) -> Path:
+    """Write the model folder `out`; one that is there is replaced once the new one is whole. `averaged` and `after` as
+    for `trained_model`.
 
     Raises WorkError if the weights are larger than `MAX_BYTES`.
     """
-    model, step = newest_model(recipe, work, averaged=averaged)
+    model, step = trained_model(recipe, place, averaged=averaged, after=after)
     beside = out.with_name(f".{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     model.config.use_cache = True
@@ -56,8 +62,10 @@ def export(recipe: Recipe, work: Path, out: Path, *, averaged: bool = True) -> P
     if size > MAX_BYTES:
         shutil.rmtree(beside)
         raise WorkError(f"the weights are {size / 2**20:.1f} MiB; at most {MAX_BYTES / 2**20:.0f} MiB may ship")
-    tokenizers.for_transformers(work / "tokenizer", recipe.shape.context).save_pretrained(beside)
-    write_json(beside / "provenance.json", provenance(recipe, work, step, averaged=averaged))
+    folder = place.texts / "tokenizer"
+    dress = next(iter(objectives_of(recipe, tokenizers.load_tokenizer(folder)).values())).dress
+    tokenizers.for_transformers(folder, recipe.shape.context, dress).save_pretrained(beside)
+    write_json(beside / "provenance.json", provenance(recipe, place.texts, step, averaged=averaged))
     for file in beside.iterdir():
         file.chmod(0o644)  # weights are written for their owner alone
     shutil.rmtree(out, ignore_errors=True)
@@ -65,13 +73,14 @@ def export(recipe: Recipe, work: Path, out: Path, *, averaged: bool = True) -> P
     return out
 
 
-def provenance(recipe: Recipe, work: Path, step: int, *, averaged: bool) -> dict[str, Any]:
+def provenance(recipe: Recipe, texts: Path, step: int, *, averaged: bool) -> dict[str, Any]:
     """What the weights were made from: recipe, shards, how much of each source, what was dropped."""
-    manifest = read_json(work / "shards" / "manifest.json")
+    manifest = read_json(texts / "shards" / "manifest.json")
     return {
         "recipe": recipe.name,
         "seed": recipe.seed,
         "step": step,
+        "objectives": {one.objective: min(step, one.end) - one.begin for one in recipe.stretches() if one.begin < step},
         "weights": "moving average" if averaged else "last",
         "tokens_trained": tokens_until(recipe, step),
         "held_out": list(recipe.held_out),
@@ -84,11 +93,9 @@ def provenance(recipe: Recipe, work: Path, step: int, *, averaged: bool) -> dict
 
 
 def tokens_until(recipe: Recipe, step: int) -> int:
-    """Tokens read up to `step`."""
-    total, begin = 0, 0
-    for phase in recipe.phases:
-        # A step belongs to a phase while step / steps is below `until`, so the first of the next is rounded up.
-        end = min(step, -int(-phase.until * recipe.train.steps // 1))
-        total += max(0, end - begin) * phase.rows * phase.length
-        begin = max(begin, end)
+    """Tokens of the windows read up to `step`."""
+    total = begin = 0
+    for phase, end in zip(recipe.phases, recipe.phase_ends(), strict=True):
+        total += max(0, min(step, end) - begin) * phase.rows * phase.length
+        begin = end
     return total

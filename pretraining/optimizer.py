@@ -32,21 +32,22 @@ def make_optimizers(model: nn.Module, recipe: TrainRecipe) -> dict[str, torch.op
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(matrices inside the layers, embeddings and norms)."""
+    looked_up = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        inside = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+        inside = parameter.ndim == 2 and id(parameter) not in looked_up and "lm_head" not in name
         (matrices if inside else others).append(parameter)
     return matrices, others
 
 
-def rate_at(step: int, recipe: TrainRecipe) -> float:
-    """The learning rate of step `step` (from 0), as a share of the recipe's."""
+def rate_at(step: int, recipe: TrainRecipe, steps: int) -> float:
+    """The learning rate of step `step` (from 0) of `steps`, as a share of the recipe's."""
     rising = min(1.0, (step + 1) / recipe.warm_up)
-    begin = recipe.steps * (1 - recipe.decay)
+    begin = steps * (1 - recipe.decay)
     if step < begin:
         return rising
-    left = (recipe.steps - step) / (recipe.steps - begin)
+    left = (steps - step) / (steps - begin)
     return rising * max(recipe.final, left)
 
 

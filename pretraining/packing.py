@@ -136,11 +136,22 @@ def tokenizer_stage(texts: Texts, work: Path) -> Tokenizer:
     return load_tokenizer(work / "tokenizer")
 
 
+def packed_key(texts: Texts, work: Path) -> str:
+    """What the shards in a folder with this tokenizer would be made of. Raises WorkError if it has none."""
+    tokenizer_digest = read_json(work / "tokenizer" / "state.json")["sha256"]
+    return digest_of_json({"recipe": texts.recipe.packing_key(), "files": texts.files(), "tokenizer": tokenizer_digest})
+
+
+def check_packed(texts: Texts, folder: Path) -> None:
+    """Raises WorkError unless another run has packed these very texts in `folder`, which is left as it is."""
+    if read_json(folder / "shards" / "manifest.json")["key"] != packed_key(texts, folder):
+        raise WorkError(f"{folder} was packed by another recipe, or from other files: name another folder, or none")
+
+
 def pack_stage(texts: Texts, work: Path) -> dict[str, Packed]:
     """Shards of every source, and of what is kept back of each corpus, unless they are there."""
     tokenizer = tokenizer_stage(texts, work)
-    tokenizer_digest = read_json(work / "tokenizer" / "state.json")["sha256"]
-    key = digest_of_json({"recipe": texts.recipe.packing_key(), "files": texts.files(), "tokenizer": tokenizer_digest})
+    key = packed_key(texts, work)
     manifest = work / "shards" / "manifest.json"
     if manifest.is_file() and read_json(manifest)["key"] == key:
         return read_manifest(work)
@@ -157,6 +168,7 @@ def pack_stage(texts: Texts, work: Path) -> dict[str, Packed]:
     for name, seen in report["seen"].items():
         say(f"overlap: {name}: {report['dropped'].get(name, 0):,} of {seen:,} texts dropped")
     sources = {name: one.to_json() for name, one in packed.items()}
+    tokenizer_digest = read_json(work / "tokenizer" / "state.json")["sha256"]
     write_json(manifest, {"key": key, "tokenizer": tokenizer_digest, "sources": sources, "overlap": report})
     return packed
 

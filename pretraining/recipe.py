@@ -1,6 +1,7 @@
 """The recipe: a TOML file that says everything a run depends on, read into frozen dataclasses and checked.
 
-Two runs of one recipe on the same data make the same shards, and on the same machine the same model.
+Two runs of one recipe on the same data make the same shards, and on the same machine the same model. A recipe may be
+another with changes: `extends` names the other's file, beside its own.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pretraining.errors import RecipeError
 
 T = TypeVar("T")
+
+FAMILIES = {"causal": "causal", "masked": "masked", "spans": "seq2seq", "prefix": "seq2seq"}
+"""The objectives, and of which kind of model each is."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class TokenizerRecipe:
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a Llama-architecture decoder with tied embeddings."""
+    """Of a Llama-architecture decoder with tied embeddings, a BERT, or each side of a T5 (`rope_theta` is Llama's)."""
 
     hidden: int
     layers: int
@@ -58,7 +62,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training, up to the share `until` of all steps, with a mixture of its own."""
+    """A stretch of training, up to the share `until` of all steps, with a mixture of its own, and an `objective` where
+    that is not the recipe's."""
 
     until: float
     rows: int
@@ -66,6 +71,16 @@ class Phase:
     answer_weight: float
     task_weight: float
     mixture: Mapping[str, float]
+    objective: str = ""
+
+
+class Stretch(NamedTuple):
+    """Steps from `begin` up to, not including, `end` that learn one thing: the learning rate's schedule is theirs, so
+    that the model is finished after each."""
+
+    objective: str
+    begin: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -112,6 +127,34 @@ class Recipe:
     phases: tuple[Phase, ...]
     train: TrainRecipe
     probes: tuple[Probe, ...]
+    objective: str = "causal"
+
+    def objective_of(self, phase: Phase) -> str:
+        return phase.objective or self.objective
+
+    def phase_ends(self) -> list[int]:
+        """The first step behind each phase: a step is of a phase while its share of all steps is below `until`."""
+        steps = self.train.steps
+        near = (int(phase.until * steps) - 1 for phase in self.phases)
+        return [
+            next(step for step in range(max(0, low), steps + 1) if step / steps >= phase.until)
+            for low, phase in zip(near, self.phases, strict=True)
+        ]
+
+    def stretches(self) -> tuple[Stretch, ...]:
+        """Phases of one objective that follow each other are one."""
+        found: list[Stretch] = []
+        for phase, end in zip(self.phases, self.phase_ends(), strict=True):
+            objective = self.objective_of(phase)
+            if found and found[-1].objective == objective:
+                found[-1] = found[-1]._replace(end=end)
+            else:
+                found.append(Stretch(objective, found[-1].end if found else 0, end))
+        return tuple(found)
+
+    def stretch_at(self, step: int) -> Stretch:
+        """That of step `step`, from 0 up to but not including all steps."""
+        return next(stretch for stretch in self.stretches() if step < stretch.end)
 
     def packing_key(self) -> dict[str, Any]:
         """What the shards depend on, the texts themselves aside."""
@@ -129,16 +172,45 @@ class Recipe:
         for key in ("log_every", "checkpoint_every", "evaluate_every", "compile", "attention", "part_tokens"):
             del train[key]
         phases = [{**asdict(phase), "mixture": dict(phase.mixture)} for phase in self.phases]
-        return {"shape": asdict(self.shape), "train": train, "phases": phases, "packing": self.packing_key()}
+        for phase in phases:
+            del phase["objective"]
+        made = {"shape": asdict(self.shape), "train": train, "phases": phases, "packing": self.packing_key()}
+        # What came later is left out where it is as it was before, so that older checkpoints go on.
+        objectives = [self.objective_of(phase) for phase in self.phases]
+        if set(objectives) != {"causal"}:
+            made["objectives"] = objectives
+        if self.train.matrices == "muon":
+            del train["matrices"]
+        return made
 
 
 def read_recipe(file: Path) -> Recipe:
     """Raises RecipeError if the file is no recipe: unreadable, unknown or missing keys, numbers that cannot be."""
+    return recipe_from(read_raw(file))
+
+
+def read_raw(file: Path) -> dict[str, Any]:
+    """A recipe's TOML, laid over the recipe that it `extends`. Raises RecipeError."""
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        base = raw.pop("extends", None)
+        if base is None:
+            return raw
+        whole = tomllib.loads((file.parent / base).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError) as error:
         raise RecipeError(f"{file} cannot be read: {error}") from None
-    return recipe_from(raw)
+    if "extends" in whole:
+        raise RecipeError(f"{base} extends another recipe itself")
+    return dict(changed(whole, raw))
+
+
+def changed(base: Any, change: Any) -> Any:
+    """`base` with what `change` names replaced: tables key by key; a table laid over a list changes each of it."""
+    if isinstance(base, list) and isinstance(change, Mapping):
+        return [changed(one, change) for one in base]
+    if isinstance(base, Mapping) and isinstance(change, Mapping):
+        return {**base, **{key: changed(base.get(key), value) for key, value in change.items()}}
+    return change
 
 
 def recipe_from(raw: Mapping[str, Any]) -> Recipe:
@@ -174,15 +246,24 @@ def _make(kind: type[T], values: Mapping[str, Any]) -> T:
 
 def _check(recipe: Recipe) -> None:
     """Raises RecipeError for the first thing that cannot be."""
-    names = {source.name for source in recipe.sources}
-    corpora = {source.name for source in recipe.sources if source.file}
+    for part in (_claims, _claims_of_sources, _claims_of_phases):
+        for holds, message in part(recipe):
+            if not holds:
+                raise RecipeError(message)
+    objectives = [stretch.objective for stretch in recipe.stretches()]
+    if len({FAMILIES[one] for one in objectives}) > 1:
+        raise RecipeError(f"the objectives {', '.join(objectives)} are not of one kind of model")
+    if len(set(objectives)) < len(objectives):
+        raise RecipeError("the phases of one objective must follow each other")
+    if any(stretch.end - stretch.begin <= recipe.train.warm_up for stretch in recipe.stretches()):
+        raise RecipeError("the warm-up must be shorter than the training of each objective")
+
+
+def _claims(recipe: Recipe) -> list[tuple[bool, str]]:
     shape, train = recipe.shape, recipe.train
-    untils = [phase.until for phase in recipe.phases]
-    claims = [
+    return [
         (300 <= recipe.tokenizer.vocabulary <= 65_536, "the vocabulary must be 300 to 65,536 entries: ids are uint16"),
         (shape.hidden % (2 * shape.heads) == 0, "heads must divide the hidden size into parts of even size"),
-        (bool(recipe.phases) and untils[-1] == 1.0, "the last phase must go until 1.0"),
-        (untils == sorted(set(untils)), "the phases' `until` must rise"),
         (0 < train.warm_up < train.steps, "the warm-up must be shorter than the training"),
         (0 < train.decay <= 1 and 0 <= train.final <= 1, "`decay` and `final` are shares"),
         (train.precision in ("bf16", "fp32"), "the precision is bf16 or fp32"),
@@ -191,6 +272,11 @@ def _check(recipe: Recipe) -> None:
         (train.attention in ("sdpa", "eager"), "the attention is sdpa or eager"),
         (0 <= train.average < 1, "`average` must be at least 0 and below 1"),
     ]
+
+
+def _claims_of_sources(recipe: Recipe) -> list[tuple[bool, str]]:
+    corpora = {source.name for source in recipe.sources if source.file}
+    claims = []
     for source in recipe.sources:
         kinds = sum(map(bool, (source.file, source.sets, source.corpora)))
         claims += [
@@ -198,14 +284,23 @@ def _check(recipe: Recipe) -> None:
             (set(source.corpora) <= corpora, f"source {source.name} names a corpus that is no source"),
             (not set(source.sets) & set(recipe.held_out), f"source {source.name} uses a set that is held out"),
         ]
+    return claims
+
+
+def _claims_of_phases(recipe: Recipe) -> list[tuple[bool, str]]:
+    names = {source.name for source in recipe.sources}
+    untils = [phase.until for phase in recipe.phases]
+    claims = [
+        (bool(untils) and untils[-1] == 1.0, "the last phase must go until 1.0"),
+        (untils == sorted(set(untils)), "the phases' `until` must rise"),
+    ]
     for phase in recipe.phases:
-        total = sum(phase.mixture.values())
+        total, objective = sum(phase.mixture.values()), recipe.objective_of(phase)
         claims += [
             (set(phase.mixture) <= names, "a phase mixes a source that is not there"),
             (abs(total - 1) < 1e-6, f"the shares of the phase until {phase.until} sum to {total:g}, not to 1"),
-            (8 <= phase.length <= shape.context, "a phase's length must be 8 at least and fit the context"),
+            (8 <= phase.length <= recipe.shape.context, "a phase's length must be 8 at least and fit the context"),
             (phase.rows > 0, "a phase needs rows"),
+            (objective in FAMILIES, f"there is no objective {objective}; there is {', '.join(FAMILIES)}"),
         ]
-    for holds, message in claims:
-        if not holds:
-            raise RecipeError(message)
+    return claims

@@ -13,7 +13,7 @@ import time
 import torch
 from torch import Tensor
 
-from pretraining.model import losses, new_model
+from pretraining.objectives.causal import Causal
 from pretraining.optimizer import make_optimizers
 from pretraining.recipe import Recipe, recipe_from
 from pretraining.tokenizer import BOS
@@ -51,15 +51,15 @@ def main() -> None:
 def _measure(recipe: Recipe, rows: int, steps: int, *, compiled: bool) -> tuple[int, float, float]:
     """(parameters, seconds a step, seconds of it in the optimizers)."""
     shape, vocabulary = recipe.shape, recipe.tokenizer.vocabulary
-    model = new_model(recipe, vocabulary)
+    model = Causal.new_model(recipe, vocabulary)
     optimizers = make_optimizers(model, recipe.train).values()
-    compute = torch.compile(losses, dynamic=False) if compiled else losses
+    compute = torch.compile(Causal.losses, dynamic=False) if compiled else Causal.losses
     whole, optimizing = [], []
     for _ in range(steps + 2):
         ids, weights, answers = _batch(rows, shape.context, vocabulary)
         begin = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16):
-            compute(model, ids, weights, answers).total.backward()
+            compute(model, ids[:, :-1], ids[:, 1:], weights, answers).total.backward()
         middle = time.perf_counter()
         for optimizer in optimizers:
             optimizer.step()

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +59,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def for_transformers(folder: Path, context: int) -> PreTrainedTokenizerFast:
-    """The tokenizer as a model folder holds it."""
+def for_transformers(folder: Path, context: int, dress: Callable[[Tokenizer], None]) -> PreTrainedTokenizerFast:
+    """The tokenizer as a model folder holds it, changed by `dress` to what the model's readers need."""
+    tokenizer = Tokenizer.from_file(str(folder / FILE))
+    dress(tokenizer)
     roles = dict(zip(("bos_token", "eos_token", "pad_token", "mask_token"), SPECIAL, strict=True))
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_file(str(folder / FILE)),
+        tokenizer_object=tokenizer,
         model_max_length=context,
         clean_up_tokenization_spaces=False,
         **roles,

@@ -14,49 +14,28 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from pretraining.checkpoint import Training, checkpoints, load_checkpoint, save_checkpoint
 from pretraining.errors import PretrainingError, WorkError
 from pretraining.files import digest_of_json, read_json, write_atomically
 from pretraining.mixture import Mixture, phase_at
-from pretraining.model import Losses, losses, new_model
+from pretraining.objectives import Losses, Objective, Prepared, kind_of_model, objectives_of
 from pretraining.optimizer import Average, make_optimizers, rate_at, set_rate, split_parameters
 from pretraining.packing import read_manifest, say
+from pretraining.place import Place
 from pretraining.recipe import Recipe
 from pretraining.scoring import evaluate, summary
 from pretraining.shards import PackedReader
 
 PAUSE = "PAUSE"
 POLL_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run lives, and on what it runs."""
-
-    work: Path
-    data: Path
-    device: str = "cpu"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.work / "checkpoints"
-
-    @property
-    def log(self) -> Path:
-        return self.work / "train.jsonl"
-
-    @property
-    def evaluations(self) -> Path:
-        return self.work / "evaluations.jsonl"
 
 
 class Trainer:
@@ -67,24 +46,24 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, place: Place, tokenizer: Tokenizer) -> None:
         self.recipe, self.place, self.tokenizer = recipe, place, tokenizer
-        manifest = read_manifest(place.work)
+        place.work.mkdir(parents=True, exist_ok=True)
         self.key = digest_of_json(
-            {"recipe": recipe.training_key(), "shards": read_json(place.work / "shards" / "manifest.json")["key"]}
+            {"recipe": recipe.training_key(), "shards": read_json(place.texts / "shards" / "manifest.json")["key"]}
         )
-        mixed = {name for phase in recipe.phases for name in phase.mixture}
-        self.mixture = Mixture(
-            {name: PackedReader(place.work / "shards" / name, manifest[name], verify=True) for name in sorted(mixed)}
-        )
-        self.model = new_model(recipe, tokenizer.get_vocab_size()).to(place.device)
+        self.mixture = _opened(recipe, place.texts)
+        self.objectives = objectives_of(recipe, tokenizer)
+        self.model = kind_of_model(recipe).new_model(recipe, tokenizer.get_vocab_size()).to(place.device)
         self.optimizers = make_optimizers(self.model, recipe.train)
         self.average = Average(self.model, recipe.train.average)
         self.training = Training(self.model, self.optimizers, self.average)
         self.step = 0
         self._saved = -1
         self._clipped = split_parameters(self.model)[1]
-        self._losses: Callable[..., Losses] = (
-            torch.compile(losses, dynamic=False) if recipe.train.compile else losses  # shapes are few: one a phase
-        )
+        self._kept = {stretch.end for stretch in recipe.stretches()}
+        self._losses: dict[str, Callable[..., Losses]] = {
+            name: torch.compile(one.losses, dynamic=False) if recipe.train.compile else one.losses
+            for name, one in self.objectives.items()  # shapes are few: one a phase
+        }
         self._resume()
 
     def run(self, until: int | None = None) -> bool:
@@ -107,12 +86,13 @@ class Trainer:
     def train_step(self, meter: Meter) -> float:
         """One step; its loss in nats. Raises PretrainingError if that is not finite: training has diverged."""
         train = self.recipe.train
-        phase = phase_at(self.recipe.phases, self.step / train.steps)
-        batch = self.mixture.batch(phase)
-        rate = rate_at(self.step, train)
+        stretch = self.recipe.stretch_at(self.step)
+        batch = self.mixture.batch(phase_at(self.recipe.phases, self.step / train.steps))
+        objective = self.objectives[stretch.objective]
+        prepared = objective.prepare(batch, np.random.default_rng((self.recipe.seed, self.step)))
+        rate = rate_at(self.step - stretch.begin, train, stretch.end - stretch.begin)
         set_rate(self.optimizers, rate)
-        tensors = [torch.from_numpy(part).to(self.place.device) for part in batch[:3]]
-        found = self._backward(*tensors)
+        found = self._backward(objective, prepared, batch.weights.shape[1])
         torch.nn.utils.clip_grad_norm_(self._clipped, train.clip)
         for optimizer in self.optimizers.values():
             optimizer.step()
@@ -125,16 +105,18 @@ class Trainer:
         meter.count(loss, rate, found, batch.sources, batch.ids[:, 1:].size)
         return loss
 
-    def _backward(self, ids: Tensor, weights: Tensor, answers: Tensor) -> Losses:
+    def _backward(self, objective: Objective, prepared: Prepared, length: int) -> Losses:
         """Gradients of the batch's loss, gathered over parts of a few rows that stay in the processor's cache."""
         train = self.recipe.train
+        tensors = prepared.tensors(self.place.device)
+        whole = tensors[-2].sum().clamp(min=1e-9)
         device = torch.device(self.place.device).type
-        rows = max(1, train.part_tokens // weights.shape[1]) if train.part_tokens else len(ids)
+        rows = max(1, train.part_tokens // length) if train.part_tokens else len(tensors[0])
         parts: list[Losses] = []
-        for some in zip(*(one.split(rows) for one in (ids, weights, answers)), strict=True):
+        for some in zip(*(one.split(rows) for one in tensors), strict=True):
             with torch.autocast(device, torch.bfloat16, enabled=train.precision == "bf16"):
-                found = self._losses(self.model, *some)
-            total = found.total * (some[1].sum() / weights.sum())
+                found = self._losses[objective.name](self.model, *some)
+            total = found.total * (some[-2].sum() / whole)
             total.backward()
             parts.append(found._replace(total=total.detach()))
         columns = list(zip(*parts, strict=True))
@@ -144,7 +126,7 @@ class Trainer:
         """A checkpoint of where the run is, unless there is one."""
         if self._saved != self.step:
             state = {"step": self.step, "key": self.key, "mixture": self.mixture.state()}
-            save_checkpoint(self.place.checkpoints, self.training, state)
+            save_checkpoint(self.place.checkpoints, self.training, state, kept=self._kept)
             self._saved = self.step
 
     def _look(self, meter: Meter, end: int) -> None:
@@ -152,9 +134,9 @@ class Trainer:
         last = self.step == end
         if self.step % train.log_every == 0 or last:
             say(meter.write(self.step))
-        if self.step % train.checkpoint_every == 0:
+        if self.step % train.checkpoint_every == 0 or self.step in self._kept:
             self.save()
-        if self.step % train.evaluate_every == 0 or last:
+        if self.step % train.evaluate_every == 0 or last or self.step in self._kept:
             with meter.elsewhere():
                 self.evaluate()
 
@@ -162,7 +144,7 @@ class Trainer:
         """Evaluate the averaged weights, and add a line to the file of evaluations."""
         self.average.swap()
         try:
-            result = evaluate(self.model, self.tokenizer, self.recipe, self.place.work, self.place.data)
+            result = evaluate(self.model, self.objectives, self.recipe, self.place)
         finally:
             self.average.swap()
         with self.place.evaluations.open("a", encoding="utf-8") as out:
@@ -241,6 +223,15 @@ class Meter:
         self._tokens = 0
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
         self._since, self._elsewhere = time.monotonic(), 0.0
+
+
+def _opened(recipe: Recipe, texts: Path) -> Mixture:
+    """The sources that the phases mix. Raises WorkError if one was not packed."""
+    manifest = read_manifest(texts)
+    mixed = sorted({name for phase in recipe.phases for name in phase.mixture})
+    if missing := [name for name in mixed if name not in manifest]:
+        raise WorkError(f"{', '.join(missing)} was not packed in {texts}: it holds another recipe's texts")
+    return Mixture({name: PackedReader(texts / "shards" / name, manifest[name], verify=True) for name in mixed})
 
 
 def _cut_lines_after(file: Path, step: int) -> None:

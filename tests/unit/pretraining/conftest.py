@@ -54,6 +54,15 @@ def raw_recipe() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def raw_sibling(*objectives: str) -> dict[str, Any]:
+    """The small recipe, a phase an objective, half text and half exercises in each."""
+    raw = raw_recipe()
+    phase = {**raw["phases"][1], "rows": 4, "length": 48}
+    shares = [(at + 1) / len(objectives) for at in range(len(objectives))]
+    raw["phases"] = [{**phase, "until": until, "objective": of} for until, of in zip(shares, objectives, strict=True)]
+    return raw
+
+
 @pytest.fixture
 def recipe() -> Recipe:
     return recipe_from(raw_recipe())

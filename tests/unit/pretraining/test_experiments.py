@@ -7,7 +7,8 @@ import pytest
 
 from pretraining import experiments
 from pretraining.errors import RecipeError
-from pretraining.experiments import Bench, Experiment, changed, main, read_experiments
+from pretraining.experiments import Bench, Experiment, main, read_experiments
+from pretraining.recipe import changed
 from tests.unit.pretraining.conftest import World, raw_recipe, toml
 
 SHIPPED = Path(experiments.__file__).parent

@@ -86,7 +86,7 @@ def test_phase_when_progress_reaches_its_end_is_the_next(recipe: Recipe) -> None
 
 def test_rate_when_training_goes_on_rises_stays_and_falls() -> None:
     train = TrainRecipe(steps=100, warm_up=10, decay=0.4, final=0.02)
-    rates = [rate_at(step, train) for step in range(100)]
+    rates = [rate_at(step, train, train.steps) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[10:60] == [1.0] * 50
     assert rates[80] == pytest.approx(0.5)

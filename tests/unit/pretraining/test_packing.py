@@ -115,7 +115,7 @@ def test_kinds_when_packed_tell_text_from_tasks_and_answers(packed: World) -> No
 
 
 def test_tokenizer_when_loaded_by_transformers_begins_with_bos_and_reads_back(packed: World) -> None:
-    tokenizer = for_transformers(packed.work / "tokenizer", 64)
+    tokenizer = for_transformers(packed.work / "tokenizer", 64, lambda _: None)
     ids = tokenizer("the old dog sleeps").input_ids
     assert ids[0] == BOS
     assert tokenizer.decode(ids[1:]) == "the old dog sleeps"

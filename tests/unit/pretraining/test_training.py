@@ -14,11 +14,12 @@ import torch
 from pretraining import checkpoint
 from pretraining.checkpoint import checkpoints, read_checkpoint
 from pretraining.errors import WorkError
-from pretraining.model import document_mask, losses, new_model
+from pretraining.objectives.causal import Causal, document_mask
 from pretraining.optimizer import Average, split_parameters
+from pretraining.place import Place
 from pretraining.recipe import Recipe
 from pretraining.tokenizer import BOS, load_tokenizer
-from pretraining.trainer import PAUSE, Meter, Place, Trainer
+from pretraining.trainer import PAUSE, Meter, Trainer
 from tests.unit.pretraining.conftest import World, shorter
 
 
@@ -181,7 +182,7 @@ def test_checkpoint_when_of_another_recipe_is_refused(packed: World, recipe: Rec
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_token_when_another_document_is_packed_before_it_has_the_same_logits(recipe: Recipe, attention: str) -> None:
-    model = new_model(shorter(recipe, attention=attention), 100).eval()
+    model = Causal.new_model(shorter(recipe, attention=attention), 100).eval()
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.randint(4, 100, (1, 9), generator=generator) for _ in range(2))
     one[0, 0] = other[0, 0] = BOS
@@ -198,11 +199,11 @@ def test_token_when_another_document_is_packed_before_it_has_the_same_logits(rec
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_loss_when_weights_are_given_is_their_mean(recipe: Recipe, attention: str) -> None:
-    model = new_model(shorter(recipe, attention=attention), 100).eval()
+    model = Causal.new_model(shorter(recipe, attention=attention), 100).eval()
     ids = torch.randint(4, 100, (2, 11), generator=torch.Generator().manual_seed(1))
     weights = torch.tensor([[0.0, 1, 1, 5, 1, 0, 0, 0, 0, 0], [1.0] * 10])
     answers = weights == 5
-    found = losses(model, ids, weights, answers)
+    found = Causal.losses(model, ids[:, :-1], ids[:, 1:], weights, answers)
     with torch.no_grad():
         logits = model(input_ids=ids[:, :-1]).logits.log_softmax(-1)
         each = -logits.gather(2, ids[:, 1:, None])[..., 0]
@@ -214,7 +215,7 @@ def test_loss_when_weights_are_given_is_their_mean(recipe: Recipe, attention: st
 
 
 def test_parameters_when_split_are_all_there_once(recipe: Recipe) -> None:
-    model = new_model(recipe, 100)
+    model = Causal.new_model(recipe, 100)
     matrices, others = split_parameters(model)
     assert {id(one) for one in matrices} | {id(one) for one in others} == {id(one) for one in model.parameters()}
     assert len(matrices) == 7 * recipe.shape.layers
@@ -223,7 +224,7 @@ def test_parameters_when_split_are_all_there_once(recipe: Recipe) -> None:
 
 
 def test_average_when_weights_move_follows_and_swaps_back(recipe: Recipe) -> None:
-    model = new_model(recipe, 100)
+    model = Causal.new_model(recipe, 100)
     average = Average(model, 0.9)
     name, weight = next(iter(model.named_parameters()))
     began = weight.detach().clone()
