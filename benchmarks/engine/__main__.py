@@ -108,7 +108,7 @@ def main() -> None:
         )
         try:
             for goal, name, run in SECTIONS:
-                if arguments.goal and goal not in arguments.goal:
+                if (arguments.goal and goal not in arguments.goal) or name not in (arguments.section or [name]):
                     continue
                 section = run(stage, f"{model}/{name}")
                 section.conditions = conditions(stage)
@@ -124,6 +124,9 @@ def main() -> None:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--goal", action="append", choices=GOALS)
+    parser.add_argument(
+        "--section", action="append", choices=[name for _, name, _ in SECTIONS], help="a part of a goal"
+    )
     parser.add_argument("--model", action="append", choices=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, help="in each round of the fastest peers; 256 on tiny, 128 on 0.5b")
