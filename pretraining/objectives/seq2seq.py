@@ -57,7 +57,7 @@ class Seq2Seq(Objective):
 
     @abstractmethod
     def asked_of(self, ids: list[int], part: Part, chance: np.random.Generator) -> Pair:
-        """What to read and write of a text. `ids` are the part's, at least `SHORTEST`."""
+        """What to read and write of a text. `ids` are the part's as the encoder reads them, at least `SHORTEST`."""
 
     def prepare(self, batch: Batch, chance: np.random.Generator) -> Prepared:
         width = batch.weights.shape[1]
@@ -104,10 +104,10 @@ class Seq2Seq(Objective):
         tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
 
     def _pair(self, part: Part, chance: np.random.Generator) -> Pair | None:
-        if part.begins and part.answer is None:
-            part = part._replace(ids=self._with_space(part.ids))
+        """What is asked of a document; None of one that is too short, or was cut off before its answer."""
         if part.answer is None:
-            return self.asked_of(part.ids, part, chance) if len(part.ids) >= SHORTEST else None
+            ids = self._with_space(part.ids) if part.begins else part.ids
+            return self.asked_of(ids, part, chance) if len(ids) >= SHORTEST else None
         pair = answered(part)
         if pair is None or not part.begins:
             return pair

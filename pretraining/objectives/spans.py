@@ -18,7 +18,7 @@ HIDDEN_SHARE, MEAN_SPAN = 0.15, 3.0
 class Spans(Seq2Seq):
     name = "spans"
     writes_text = False
-    room_share = 0.3  # 15 % hidden, a third as many sentinels, ends, and what rounding adds in short texts
+    room_share = 0.25  # 15 % hidden, a third as many sentinels, ends, and what rounding adds in short texts
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
         super().__init__(recipe, tokenizer)
