@@ -42,11 +42,8 @@ class BackboneTokenizer:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise UnsupportedBackbone("this model has no `tokenizer.json`; a fast tokenizer is needed")
-        # A copy, without the truncation and padding a tokenizer file may carry.
-        self._full = Tokenizer.from_str(backend.to_str())
-        self._full.no_padding()
-        self._full.no_truncation()
-        self._plain = _without_added_tokens(self._full)
+        self._full = _without_length_rules(backend)
+        self._plain = _around_the_model_of(self._full)
         self.vocab_size = vocab_size
         added = {token.content: index for index, token in self._full.get_added_tokens_decoder().items()}
         self._specials = {content: index for content, index in added.items() if content.strip()}
@@ -148,8 +145,18 @@ def _frame(whole: Sequence[int], text: Sequence[int]) -> tuple[tuple[int, ...], 
     return (), ()
 
 
-def _without_added_tokens(full: Tokenizer) -> Tokenizer:
-    """A twin that knows no added tokens, around the same model: a vocabulary of 150,000 words takes 30 MB only once."""
+def _without_length_rules(full: Tokenizer) -> Tokenizer:
+    """The same tokenizer without the truncation and padding that its file may carry."""
+    made = _around_the_model_of(full)
+    if full.post_processor is not None:
+        made.post_processor = full.post_processor
+    for _, token in sorted(full.get_added_tokens_decoder().items()):
+        (made.add_special_tokens if token.special else made.add_tokens)([token])  # ids are given in this order
+    return made
+
+
+def _around_the_model_of(full: Tokenizer) -> Tokenizer:
+    """A twin that knows no added tokens: a vocabulary of 150,000 words takes its 30 MB only once."""
     plain = Tokenizer(full.model)
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         if (of_full := getattr(full, part)) is not None:

@@ -40,7 +40,8 @@ def family_of_config(config: Any, name: str) -> Family:
 
 
 def family_of_model(model: Any) -> Family:
-    """The family of a model in memory."""
+    """The family of a model in memory. Asks for the one class in question: all of them would be imported."""
     if model.config.is_encoder_decoder:
         return "seq2seq"
-    return "masked" if type(model) in AutoModelForMaskedLM._model_mapping.values() else "causal"
+    kind, masked = type(model.config), AutoModelForMaskedLM._model_mapping
+    return "masked" if kind in masked and type(model) is masked[kind] else "causal"

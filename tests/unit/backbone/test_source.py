@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,18 @@ def test_bundled_model_loads_on_the_fast_path_with_prompt_bos_text() -> None:
     assert backbone.runner_name == "packed"
     assert backbone.tokenizer.adds_bos
     assert backbone.max_positions == 1024
+
+
+def test_load_imports_the_code_of_no_other_architecture() -> None:
+    """They would cost memory in every process."""
+    script = (
+        "import sys; from app.backbone import BackboneConfig, load_backbone;"
+        "load_backbone(BackboneConfig(device='cpu'));"
+        "print(*(name for name in sys.modules if '.modeling_' in name and name.startswith('transformers.models.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    foreign = [name for name in done.stdout.split() if ".llama." not in name and ".auto." not in name]
+    assert foreign == []
 
 
 def test_folder_with_code_of_its_own_is_refused(model_folder: Path) -> None:

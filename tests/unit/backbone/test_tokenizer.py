@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from app.backbone import BackboneTokenizer
 from app.backbone.source import bundled_folder
-from app.backbone.tokenizer import Piece, _without_added_tokens
+from app.backbone.tokenizer import Piece, _around_the_model_of, _without_length_rules
 from app.errors import InvalidRequest
 
 SPECIALS = ("<s>", "</s>", "<pad>", "<unk>")
@@ -30,10 +30,21 @@ def test_encode_text_of_any_mixture_gives_no_special_token(tokenizer: BackboneTo
     assert not tokenizer.reserved.intersection(tokenizer.encode_text("".join(parts)))
 
 
-def test_twin_without_added_tokens_is_the_file_without_them() -> None:
+def test_twin_around_the_same_model_is_the_file_without_added_tokens() -> None:
     full = Tokenizer.from_file(str(Path(bundled_folder()) / "tokenizer.json"))
     definition = json.loads(full.to_str()) | {"added_tokens": [], "post_processor": None}
-    assert json.loads(_without_added_tokens(full).to_str()) == definition
+    assert json.loads(_around_the_model_of(full).to_str()) == definition
+
+
+def test_tokenizer_without_length_rules_is_the_file_without_them() -> None:
+    full = Tokenizer.from_file(str(Path(bundled_folder()) / "tokenizer.json"))
+    full.add_tokens([AddedToken("[plain]", lstrip=True, normalized=True)])
+    full.add_special_tokens([AddedToken("<more>", single_word=True)])
+    definition = json.loads(full.to_str())
+    full.enable_truncation(4)
+    full.enable_padding()
+    assert json.loads(_without_length_rules(full).to_str()) == definition
+    assert full.truncation is not None, "the one given stays as it is"
 
 
 def test_encode_segment_keeps_the_authors_special_token_and_not_the_users(tokenizer: BackboneTokenizer) -> None:
