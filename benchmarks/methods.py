@@ -134,7 +134,7 @@ def write(folders: Sequence[Path], out: Path) -> None:
     links = {caption: f"methods/{file}" for file, (caption, _) in drawn.items()}
     table = list(goals(found, LABELLED))
     if table:
-        table = ["## Goals", "", "| goal | reached | wanted | |", "|---|---|---|---|", *table, ""]
+        table = ["", "## Goals", "", "| goal | reached | wanted | |", "|---|---|---|---|", *table, ""]
     text = page(found, pictures=links) + "\n".join([*table, "## To be borne in mind", "", *cautions(found), ""])
     (out / "methods.md").write_text(text, encoding="utf-8")
     (out / "methods.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -145,6 +145,11 @@ def cautions(found: dict[str, Any]) -> Iterator[str]:
     for recipe in RECIPES:
         if recipe.caution and recipe.test in found["tasks"]:
             yield f"- {recipe.test}: {recipe.caution}."
+    more = ", ".join(f"{recipe.test} {recipe.steps}" for recipe in RECIPES if recipe.test in found["tasks"])
+    yield (
+        f"- {BUDGET.steps} steps of {BUDGET.batch_size} rows are few for prompts, which move a model from outside. The "
+        f"starter prompts, plain vectors on the same sets, have more of 32 rows ({more}); the README has their scores."
+    )
     yield "- One seed, and one small model: the order of methods may differ on yours, which `chorus compare` is for."
     edge = {min(BUDGET.grid), max(BUDGET.grid)}
     for name, task in found["tasks"].items():

@@ -114,9 +114,9 @@ def lines(title: str, names: Sequence[str], series: Sequence[tuple[str, Sequence
 
 
 def scatter(title: str, x_title: str, rows: Sequence[tuple[str, Point]], *, groups: Sequence[int] | None = None) -> str:
-    """Names at (x, value); `x` is a power of ten."""
+    """Dots at (x, value), their names in a column beside them; `x` is a power of ten."""
     of = groups or [0] * len(rows)
-    left, right, top, bottom = 60.0, 560.0, 40.0, 360.0
+    left, right, top, bottom, names = 60.0, 420.0, 40.0, 360.0, 470.0
     canvas = Canvas(720, 420)
     axis = _axis([point for _, point in rows], bottom, top)
     places = Axis(int(min(p.x for _, p in rows)), int(max(p.x for _, p in rows)) + 1, left, right)
@@ -126,13 +126,35 @@ def scatter(title: str, x_title: str, rows: Sequence[tuple[str, Point]], *, grou
         canvas.text(left - 8, axis.at(tick) + 4, f"{tick:g}", anchor="end")
     for power in range(int(places.low), int(places.high) + 1):
         canvas.line(places.at(power), top, places.at(power), bottom, "#eee")
-        canvas.text(places.at(power), bottom + 18, f"{10**power:,}", anchor="middle")
+        canvas.text(places.at(power), bottom + 18, _power(power), anchor="middle")
     canvas.text((left + right) / 2, bottom + 42, x_title, anchor="middle")
-    for i, (name, point) in enumerate(rows):
+    down = sorted(range(len(rows)), key=lambda i: -rows[i][1].value)
+    heights = spread([axis.at(rows[i][1].value) for i in down], bottom)
+    for i, y in zip(down, heights, strict=True):
+        name, point = rows[i]
         colour = COLOURS[of[i] % len(COLOURS)]
-        canvas.dot(places.at(point.x), axis.at(point.value), colour)
-        canvas.text(places.at(point.x) + 8, axis.at(point.value) + 4, name, colour=colour)
+        x, dot = places.at(point.x), axis.at(point.value)
+        canvas.line(x, dot, names - 6, y, colour, 0.4)
+        canvas.dot(x, dot, colour)
+        canvas.text(names, y + 4, name, colour=colour)
     return canvas.render()
+
+
+def spread(wanted: Sequence[float], bottom: float, gap: float = 17.0) -> list[float]:
+    """Heights near those `wanted`, which rise, `gap` apart at least, and above `bottom` if there is room for all."""
+    found: list[float] = []
+    for y in wanted:
+        found.append(max(y, found[-1] + gap) if found else y)
+    limit = bottom
+    for i in range(len(found) - 1, -1, -1):
+        found[i] = min(found[i], limit)
+        limit = found[i] - gap
+    return found
+
+
+def _power(of_ten: int) -> str:
+    """10**n with a letter for thousands: 10 k, 1 M."""
+    return f"{10 ** (of_ten % 3)} {('', 'k', 'M', 'G', 'T')[of_ten // 3]}".strip()
 
 
 def _axis(points: Sequence[Point], start: float, stop: float) -> Axis:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,7 +15,7 @@ from app.compare.page import page
 from app.compare.pictures import pictures
 from app.compare.report import best_prompt, document
 from app.compare.run import conditions
-from app.compare.svg import Axis, Point, lines, ranked, scatter
+from app.compare.svg import Axis, Point, lines, ranked, scatter, spread
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -114,3 +115,14 @@ def test_axis_marks_round_values_within_itself() -> None:
     axis = Axis(0.31, 0.88, 100, 200)
     assert axis.ticks() == [0.4, 0.5, 0.6, 0.7, 0.8]
     assert (axis.at(0.31), axis.at(0.88)) == (100, 200)
+
+
+def test_names_beside_dots_keep_apart_and_within_the_picture() -> None:
+    assert spread([10, 12, 100, 200], 360, 17) == [10, 27, 100, 200]
+    assert spread([300, 350, 355, 358], 360, 17) == [300, 326, 343, 360]
+    points = [(f"method {n}", Point(n, 0.5, 0.4, 0.6)) for n in range(9)]
+    found = ElementTree.fromstring(scatter("a", "bytes", points)).iter(f"{SVG}text")
+    places = {of.text: float(of.attrib["y"]) for of in found}
+    heights = sorted(places[name] for name, _ in points)
+    assert all(above + 17 <= below + 1e-6 for above, below in pairwise(heights))
+    assert {"1", "10 k", "1 M", "100 M"} <= places.keys()
