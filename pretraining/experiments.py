@@ -2,6 +2,8 @@
 
 `python -m pretraining.experiments --data DIR --corpus DIR` runs what is not done yet of `experiments.toml`; with
 `--page` it writes the table. How many steps a variant gets is measured: the seconds of the file by its seconds a step.
+`--time` measures that alone, for all variants after one another on a quiet machine, and keeps it; the runs themselves
+may then share their cores with other work, and give the same results.
 """
 
 from __future__ import annotations
@@ -77,8 +79,8 @@ class Bench:
         kept = self.result_file(experiment, seconds)
         if kept.is_file():
             return dict(read_json(kept))
-        place = self._place(experiment)
-        steps = max(10, round(seconds / self._step_seconds(experiment, place)))
+        place = self.place(experiment)
+        steps = max(10, round(seconds / self.step_seconds(experiment, place)))
         trainer = self._trainer(experiment, place, steps)
         began = time.monotonic()
         meter = Meter(place.log)
@@ -103,7 +105,16 @@ class Bench:
         write_json(kept, result)
         return result
 
-    def _place(self, experiment: Experiment) -> Place:
+    def step_seconds(self, experiment: Experiment, place: Place | None = None) -> float:
+        """Of a step; measured when asked for the first time, then kept."""
+        kept = self.work / "speeds" / f"{digest_of_json(experiment.raw)[:16]}.json"
+        if not kept.is_file():
+            measured = self._step_seconds(experiment, place or self.place(experiment))
+            write_json(kept, {"name": experiment.name, "step_seconds": measured})
+            say(f"{experiment.name}: {measured:.3f} s a step")
+        return float(read_json(kept)["step_seconds"])
+
+    def place(self, experiment: Experiment) -> Place:
         """A folder for the run, with the packed texts it reads."""
         recipe = experiment.recipe(100)
         packed = self.work / "packed" / digest_of_json(recipe.packing_key())[:16]
@@ -136,6 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--recipe", type=Path, default=HERE / "chorus.toml")
     parser.add_argument("--experiments", type=Path, default=HERE / "experiments.toml")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--time", action="store_true", help="measure how long a step of each takes, and run nothing")
     parser.add_argument("--page", type=Path, help="write what is done to this page, and run nothing")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
@@ -144,6 +156,11 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.page:
         kept = [bench.result_file(one, seconds) for one in experiments]
         write_page(arguments.page, seconds, arguments.threads, [read_json(file) for file in kept if file.is_file()])
+        return 0
+    if arguments.time:
+        places = [bench.place(one) for one in experiments]
+        for experiment, place in zip(experiments, places, strict=True):
+            bench.step_seconds(experiment, place)
         return 0
     for experiment in experiments:
         bench.run(experiment, seconds)

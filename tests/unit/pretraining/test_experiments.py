@@ -8,6 +8,7 @@ import pytest
 from pretraining import experiments
 from pretraining.errors import RecipeError
 from pretraining.experiments import Bench, Experiment, main, read_experiments
+from pretraining.files import read_json, write_json
 from pretraining.recipe import changed
 from tests.unit.pretraining.conftest import World, raw_recipe, toml
 
@@ -70,6 +71,23 @@ def test_variant_that_was_run_is_not_run_again(world: World, monkeypatch: pytest
     found = bench(world).run(variant("base"), 0.1)
     monkeypatch.setattr(experiments, "Trainer", None)
     assert bench(world).run(variant("base"), 0.1) == found
+
+
+def test_step_that_was_timed_is_not_timed_again_when_its_variant_runs(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, file = tmp_path / "recipe.toml", tmp_path / "experiments.toml"
+    recipe.write_text(toml(raw_recipe()))
+    file.write_text("seconds = 0.1\n[[variants]]\nname='small'\nquestion='base'\nchange={}\n")
+    places = ["--data", str(world.data), "--corpus", str(world.corpus), "--work", str(world.work)]
+    whole = [*places, "--recipe", str(recipe), "--experiments", str(file), "--threads", "1"]
+    assert main([*whole, "--time"]) == 0
+    (kept,) = (world.work / "speeds").iterdir()
+    write_json(kept, {"name": "small", "step_seconds": 0.1 / 17})
+    monkeypatch.delattr(Bench, "_step_seconds")
+    assert main(whole) == 0
+    (found,) = (world.work / "results").iterdir()
+    assert read_json(found)["steps"] == 17
 
 
 def test_variant_that_packs_otherwise_has_shards_of_its_own(world: World) -> None:
