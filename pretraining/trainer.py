@@ -72,7 +72,7 @@ class Trainer:
         Whether the end was reached.
         """
         end = min(self.recipe.train.steps, self.recipe.train.steps if until is None else until)
-        meter = Meter(self.place.log)
+        meter = Meter(self.place.log, self.place.device)
         with _stopping() as stop:
             while self.step < end and not stop:
                 self._pause(meter, stop)
@@ -80,6 +80,7 @@ class Trainer:
                     break
                 self.train_step(meter)
                 self._look(meter, end)
+        self._log(meter)
         self.save()
         return self.step >= end
 
@@ -133,12 +134,16 @@ class Trainer:
         train = self.recipe.train
         last = self.step == end
         if self.step % train.log_every == 0 or last:
-            say(meter.write(self.step))
+            self._log(meter)
         if self.step % train.checkpoint_every == 0 or self.step in self._kept:
             self.save()
         if self.step % train.evaluate_every == 0 or last or self.step in self._kept:
             with meter.elsewhere():
                 self.evaluate()
+
+    def _log(self, meter: Meter) -> None:
+        if meter.tokens:
+            say(meter.write(self.step))
 
     def evaluate(self) -> dict[str, Any]:
         """Evaluate the averaged weights, and add a line to the file of evaluations."""
@@ -169,6 +174,7 @@ class Trainer:
     def _pause(self, meter: Meter, stop: list[int]) -> None:
         pause = self.place.work / PAUSE
         if pause.exists():
+            self._log(meter)  # a process killed while it waits loses nothing
             self.save()
             say(f"paused after step {self.step}: remove {pause} to go on")
             with meter.elsewhere():
@@ -179,14 +185,15 @@ class Trainer:
 class Meter:
     """Gathers losses by source between two lines of the log, and time, pauses and evaluations left out."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, device: str = "cpu") -> None:
         self.log = log
+        self.device = torch.cuda.get_device_name() if device.startswith("cuda") else device
         self._clear()
 
     def count(self, loss: float, rate: float, found: Losses, sources: tuple[str, ...], tokens: int) -> None:
         self._losses.append(loss)
         self._rate = rate
-        self._tokens += tokens
+        self.tokens += tokens
         columns = [part.tolist() for part in found[1:]]
         for name, *values in zip(sources, *columns, strict=True):
             for index, value in enumerate(values):
@@ -199,7 +206,11 @@ class Meter:
             "step": step,
             "loss": sum(self._losses) / len(self._losses),
             "rate": self._rate,
-            "tokens_per_second": round(self._tokens / seconds, 1),
+            "tokens_per_second": round(self.tokens / seconds, 1),
+            "tokens": self.tokens,
+            "seconds": round(seconds, 3),
+            "device": self.device,
+            "threads": torch.get_num_threads(),
             "sources": {
                 name: {"loss": plain / max(count, 1), "answer_loss": answer / answers if answers else None}
                 for name, (plain, count, answer, answers) in sorted(self._sums.items())
@@ -220,7 +231,7 @@ class Meter:
     def _clear(self) -> None:
         self._losses: list[float] = []
         self._rate = 0.0
-        self._tokens = 0
+        self.tokens = 0  # counted since the last line
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
         self._since, self._elsewhere = time.monotonic(), 0.0
 
