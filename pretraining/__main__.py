@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from pretraining.card import write_card
 from pretraining.errors import PretrainingError
 from pretraining.export import export, trained_model
 from pretraining.objectives import objectives_of
@@ -19,7 +20,7 @@ from pretraining.scoring import evaluate, summary
 from pretraining.tokenizer import load_tokenizer
 from pretraining.trainer import Trainer
 
-STAGES = ("tokenizer", "pack", "train", "evaluate", "export", "all")
+STAGES = ("tokenizer", "pack", "train", "evaluate", "export", "card", "all")
 RECIPE = Path(__file__).with_name("chorus.toml")
 
 
@@ -31,7 +32,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--work", type=Path, default=Path(".pretraining"), help="folder for what is made (.pretraining)")
     made.add_argument("--packed", type=Path, help="folder where another run packed the same texts (WORK)")
     made.add_argument("--recipe", type=Path, default=RECIPE, help="recipe file (pretraining/chorus.toml)")
-    made.add_argument("--out", type=Path, help="model folder to write (WORK/export, or WORK/export-OBJECTIVE)")
+    made.add_argument("--out", type=Path, help="folder to write a model or its card to (WORK/export[-OBJECTIVE])")
+    made.add_argument("--prompts", type=Path, help="starter prompts tuned on the export, for its card")
     made.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads (as many as cores)")
     made.add_argument("--nice", type=int, default=0, help="be that much nicer to other processes, up to 19")
     made.add_argument("--device", default="auto", help="cpu, cuda, or auto (cuda if there is one)")
@@ -73,10 +75,24 @@ def run_stage(stage: str, recipe: Recipe, arguments: argparse.Namespace) -> bool
         objectives = objectives_of(recipe, load_tokenizer(place.texts / "tokenizer"))
         result = evaluate(model.to(place.device), objectives, recipe, place)
         say(f"step {step}: {summary(result)}")
-    else:
-        out = arguments.out or place.work / (f"export-{after}" if after else "export")
+    elif stage == "export":
+        out = arguments.out or exported(place, after)
         say(f"written to {export(recipe, place, out, averaged=averaged, after=after)}")
+    else:
+        say(f"written to {card(recipe, place, arguments)}")
     return True
+
+
+def exported(place: Place, after: str | None) -> Path:
+    return place.work / (f"export-{after}" if after else "export")
+
+
+def card(recipe: Recipe, place: Place, arguments: argparse.Namespace) -> Path:
+    """Of the model in `--out` where there is one, else of the export; into `--out`, else beside the weights."""
+    out, model = arguments.out, exported(place, arguments.after)
+    if out and (out / "provenance.json").is_file():
+        model = out
+    return write_card(recipe, place, model, out or model, prompts=arguments.prompts)
 
 
 def pack(stage: str, texts: Texts, place: Place) -> None:

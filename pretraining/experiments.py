@@ -25,7 +25,7 @@ from pretraining.export import tokens_until
 from pretraining.files import digest_of_json, read_json, write_json
 from pretraining.packing import Texts, pack_stage, say
 from pretraining.place import Place
-from pretraining.recipe import Recipe, changed, read_raw, recipe_from
+from pretraining.recipe import Recipe, changed, read_raw, recipe_from, without_words
 from pretraining.scoring import evaluate, summary
 from pretraining.tokenizer import load_tokenizer
 from pretraining.trainer import Meter, Trainer
@@ -52,7 +52,7 @@ def read_experiments(file: Path, recipe: Path) -> tuple[float, list[Experiment]]
     """Seconds of computing a variant, and the variants. Raises RecipeError."""
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
-        base = changed(read_raw(recipe), raw.get("base", {}))
+        base = changed(without_words(read_raw(recipe)), raw.get("base", {}))
         made = [Experiment(one["name"], one["question"], changed(base, one["change"])) for one in raw["variants"]]
         seconds = float(raw["seconds"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -83,7 +83,7 @@ class Bench:
         steps = max(10, round(seconds / self.step_seconds(experiment, place)))
         trainer = self._trainer(experiment, place, steps)
         began = time.monotonic()
-        meter = Meter(place.log)
+        meter = Meter(place.log, place.device)
         while trainer.step < steps:
             trainer.train_step(meter)
             if trainer.step % trainer.recipe.train.log_every == 0:

@@ -61,6 +61,24 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where the texts of a corpus or a data set are from, and under which terms. For people: nothing depends on it."""
+
+    name: str
+    title: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class CardRecipe:
+    """What the model card's head says, in the terms of the Hugging Face Hub."""
+
+    language: str = "en"
+    licence: str = "other"
+    licence_name: str = ""
+
+
+@dataclass(frozen=True)
 class Phase:
     """A stretch of training, up to the share `until` of all steps, with a mixture of its own, and an `objective` where
     that is not the recipe's."""
@@ -128,6 +146,8 @@ class Recipe:
     train: TrainRecipe
     probes: tuple[Probe, ...]
     objective: str = "causal"
+    origins: tuple[Origin, ...] = ()
+    card: CardRecipe = CardRecipe()
 
     def objective_of(self, phase: Phase) -> str:
         return phase.objective or self.objective
@@ -204,6 +224,11 @@ def read_raw(file: Path) -> dict[str, Any]:
     return dict(changed(whole, raw))
 
 
+def without_words(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's TOML without what is for people alone: no result depends on that."""
+    return {key: value for key, value in raw.items() if key not in ("origins", "card")}
+
+
 def changed(base: Any, change: Any) -> Any:
     """`base` with what `change` names replaced: tables key by key; a table laid over a list changes each of it."""
     if isinstance(base, list) and isinstance(change, Mapping):
@@ -217,6 +242,7 @@ def recipe_from(raw: Mapping[str, Any]) -> Recipe:
     """A recipe from parsed TOML. Raises RecipeError."""
     parts = dict(raw)
     sources = tuple(_make(Source, {"name": name, **value}) for name, value in parts.pop("sources", {}).items())
+    origins = tuple(_make(Origin, {"name": name, **value}) for name, value in parts.pop("origins", {}).items())
     recipe = _make(
         Recipe,
         {
@@ -225,6 +251,8 @@ def recipe_from(raw: Mapping[str, Any]) -> Recipe:
             "shape": _make(Shape, parts.get("shape", {})),
             "pack": _make(PackRecipe, parts.get("pack", {})),
             "sources": sources,
+            "origins": origins,
+            "card": _make(CardRecipe, parts.get("card", {})),
             "phases": tuple(_make(Phase, phase) for phase in parts.get("phases", [])),
             "train": _make(TrainRecipe, parts.get("train", {})),
             "probes": tuple(_make(Probe, probe) for probe in parts.get("probes", [])),
@@ -276,7 +304,8 @@ def _claims(recipe: Recipe) -> list[tuple[bool, str]]:
 
 def _claims_of_sources(recipe: Recipe) -> list[tuple[bool, str]]:
     corpora = {source.name for source in recipe.sources if source.file}
-    claims = []
+    texts = corpora | {name for source in recipe.sources for name in source.sets}
+    claims = [({one.name for one in recipe.origins} <= texts, "`origins` names texts that no source reads")]
     for source in recipe.sources:
         kinds = sum(map(bool, (source.file, source.sets, source.corpora)))
         claims += [

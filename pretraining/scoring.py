@@ -17,7 +17,7 @@ from pretraining.objectives import Objective
 from pretraining.packing import KEPT_BACK, read_manifest
 from pretraining.place import Place
 from pretraining.recipe import Probe, Recipe
-from pretraining.rows import Purpose, RowReader
+from pretraining.rows import Purpose, Row, RowReader
 from pretraining.shards import PackedReader
 from pretraining.tokenizer import BOS
 
@@ -83,8 +83,7 @@ def _windows(reader: PackedReader, window: int) -> Iterator[Batch]:
 def probe_scores(model: PreTrainedModel, objective: Objective, probe: Probe, rows: RowReader) -> dict[str, Any]:
     """One probe: how often the right label's word is the likeliest of the labels' words, and the mean of -log of its
     share among them, in nats. Labels without a word are left out."""
-    asked = [row for row in rows.read(probe.data, "dev", Purpose.EVALUATE) if row["label"] in probe.words]
-    asked = asked[: probe.rows]
+    asked = probe_rows(probe, rows)
     labels = list(probe.words)
     texts = [probe.wording.format_map(row) for row in asked]
     scores = objective.label_scores(model, texts, [probe.words[label] for label in labels])
@@ -96,6 +95,12 @@ def probe_scores(model: PreTrainedModel, objective: Objective, probe: Probe, row
         "accuracy": float((scores.argmax(1) == right).float().mean()),
         "loss": float(F.cross_entropy(scores, right)),
     }
+
+
+def probe_rows(probe: Probe, rows: RowReader) -> list[Row]:
+    """The dev rows that a probe asks. Raises WorkError if there are none at hand."""
+    found = [row for row in rows.read(probe.data, "dev", Purpose.EVALUATE) if row["label"] in probe.words]
+    return found[: probe.rows]
 
 
 def summary(result: Mapping[str, Any]) -> str:

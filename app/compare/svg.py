@@ -24,6 +24,13 @@ class Canvas:
         ends = f"x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}'"
         self.parts.append(f"<line {ends} stroke='{colour}' stroke-width='{width:g}'/>")
 
+    def path(self, points: Sequence[tuple[float, float]], colour: str, width: float = 1.5) -> None:
+        places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        join = "stroke-linejoin='round'"
+        self.parts.append(
+            f"<polyline points='{places}' fill='none' stroke='{colour}' stroke-width='{width:g}' {join}/>"
+        )
+
     def dot(self, x: float, y: float, colour: str) -> None:
         self.parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4' fill='{colour}'/>")
 
@@ -54,7 +61,9 @@ class Axis:
     def ticks(self) -> list[float]:
         """Four to ten round values."""
         span = (self.high - self.low) or 1.0
-        step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1, 2, 5, 10, 1e9) if span / s <= 8)
+        step = next(
+            s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1e9) if span / s <= 8
+        )
         first = -(-self.low // step)
         return [round((first + i) * step, 6) for i in range(int((self.high - first * step) / step + 1e-9) + 1)]
 
