@@ -61,9 +61,9 @@ bench-methods: setup ## every method beside fine-tuning on public sets from DATA
 bench-peers: ## install vLLM for CPUs beside us, in .peers/vllm, for make bench to measure
 	@benchmarks/engine/setup_vllm.sh
 
-starters: setup ## train the starter prompts anew from DATA=folder
-	@test -n "$(DATA)" || { echo 'say where the data sets are: make starters DATA=folder' >&2; exit 2; }
-	$(PY) -m benchmarks.starters --data "$(DATA)"
+starters: setup ## train the starter prompts anew from DATA=folder and CORPUS=folder (ARGS="--budget wide"); writes README's table
+	@test -n "$(DATA)" -a -n "$(CORPUS)" || { echo 'say where the texts are: make starters DATA=folder CORPUS=folder' >&2; exit 2; }
+	$(PY) -m benchmarks.starters --data "$(DATA)" --corpus "$(CORPUS)" --table README.md --page docs/results/starters.md $(ARGS)
 
 pretrain: setup ## make the backbone from DATA=folder and CORPUS=folder, or go on with it (ARGS="--threads 2 --nice 10")
 	@test -n "$(DATA)" -a -n "$(CORPUS)" || { echo 'say where the texts are: make pretrain DATA=folder CORPUS=folder' >&2; exit 2; }

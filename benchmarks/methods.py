@@ -109,6 +109,7 @@ def parts(
 def labels_of(data: Path, name: str) -> TaskFiles:
     """A set with its starter's template and words."""
     recipe = next(recipe for recipe in RECIPES if recipe.test == name)
+    assert recipe.words is not None
     dev = data / name / "dev.jsonl"
     return TaskFiles(
         name=name,
@@ -145,7 +146,9 @@ def cautions(found: dict[str, Any]) -> Iterator[str]:
     for recipe in RECIPES:
         if recipe.caution and recipe.test in found["tasks"]:
             yield f"- {recipe.test}: {recipe.caution}."
-    more = ", ".join(f"{recipe.test} {recipe.steps}" for recipe in RECIPES if recipe.test in found["tasks"])
+    more = ", ".join(
+        f"{recipe.test} {recipe.steps}" for recipe in RECIPES if recipe.words and recipe.test in found["tasks"]
+    )
     yield (
         f"- {BUDGET.steps} steps of {BUDGET.batch_size} rows are few for prompts, which move a model from outside. The "
         f"starter prompts, plain vectors on the same sets, have more of 32 rows ({more}); the README has their scores."

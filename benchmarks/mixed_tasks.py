@@ -95,6 +95,7 @@ def compare(mixed: list[Any], alone: list[Any]) -> tuple[float, int, int]:
 def zero_shot(backbone: Backbone, recipe: Recipe, rows: list[dict[str, str]]) -> int:
     """Hits of the recipe's words without its vectors, by the same scoring."""
     template = parse_template(recipe.template).without_slots()
+    assert recipe.words is not None
     verbalizer = compile_verbalizer(backbone.tokenizer, {label: [word] for label, word in recipe.words.items()})
     hits = 0
     with torch.no_grad():

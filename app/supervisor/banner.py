@@ -25,6 +25,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "question2": "What removes wax from table linen?",
     },
     "subjectivity": {"text": "For once the sequel is sharper and kinder than the film it follows."},
+    "kind": {"text": "It rises near an old mill, is 61 kilometres long and freezes over in most winters."},
+    "describe": {"input": "name[The Tin Whistle], eatType[pub], food[Greek], priceRange[cheap], area[riverside]"},
 }
 
 

@@ -1,0 +1,81 @@
+"""A starter's figures on test rows, asked through the API: accuracy of labels, ROUGE-L and BLEU of texts."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from app.compare.scores import score
+from benchmarks.running import checked
+from benchmarks.starters.recipes import Recipe
+from benchmarks.starters.rows import Row, Split, inputs_of, references_of
+from benchmarks.statistics import wilson
+from prompt_store import Evaluation
+
+LABEL_ROWS, TEXT_ROWS = 200, 32  # in one request
+MANY = 8  # labels from which the card tells each one's hits
+
+
+def evaluate(client: httpx.Client, recipe: Recipe, split: Split) -> Evaluation:
+    """The test rows' evaluation, as it stands on the card."""
+    size = TEXT_ROWS if recipe.words is None else LABEL_ROWS
+    outputs = ask(client, recipe.task, split.test, size=size)
+    found = of_texts(split.test, outputs) if recipe.words is None else of_labels(split.test, outputs)
+    details = {"data": recipe.test, **found.details, **split.details}
+    failed = sum(bool(output.get("error")) for output in outputs)
+    if failed:
+        details["errors"] = failed
+    if recipe.caution:
+        details["caution"] = recipe.caution
+    return found.model_copy(update={"details": details})
+
+
+def ask(client: httpx.Client, task: str, rows: Sequence[Row], *, size: int) -> list[dict[str, Any]]:
+    """Answers in the rows' order. A row that the service could not answer has its `error`."""
+    outputs: list[dict[str, Any]] = []
+    for start in range(0, len(rows), size):
+        requests = [{"task": task, "input": inputs_of(row)} for row in rows[start : start + size]]
+        outputs += checked(client.post("/v1/generate", json={"requests": requests}))["outputs"]
+    return outputs
+
+
+def of_labels(rows: Sequence[Row], outputs: Sequence[dict[str, Any]]) -> Evaluation:
+    """Accuracy beside always answering the most common label; a row without an answer is wrong."""
+    expected = Counter(row["label"] for row in rows)
+    right = [output["label"] == row["label"] for row, output in zip(rows, outputs, strict=True)]
+    hits = Counter(row["label"] for row, hit in zip(rows, right, strict=True) if hit)
+    details: dict[str, Any] = {"hits": sum(right)}
+    if len(expected) > MANY:
+        details["by_label"] = {label: [hits[label], count] for label, count in sorted(expected.items())}
+    return Evaluation(
+        metric="accuracy",
+        score=sum(right) / len(rows),
+        n=len(rows),
+        interval=wilson(sum(right), len(rows)),
+        split="test",
+        baselines={"majority": max(expected.values()) / len(rows)},
+        at=time.time(),
+        details=details,
+    )
+
+
+def of_texts(rows: Sequence[Row], outputs: Sequence[dict[str, Any]]) -> Evaluation:
+    """ROUGE-L and BLEU against all references, beside giving the input back; a row without an answer is empty."""
+    references = [references_of(row) for row in rows]
+    given = [output.get("text") or "" for output in outputs]
+    echoed = [" ".join(inputs_of(row).values()) for row in rows]
+    found, echo = score("rouge_l", references, given), score("rouge_l", references, echoed)
+    return Evaluation(
+        metric="rouge_l",
+        score=found["rouge_l"].value,
+        n=len(rows),
+        interval=found["rouge_l"].interval,
+        split="test",
+        baselines={"input": echo["rouge_l"].value},
+        at=time.time(),
+        details={"bleu": found["bleu"].describe(), "bleu_of_input": echo["bleu"].value},
+    )
