@@ -47,6 +47,7 @@ bench: setup ## measure: the engine beside its peers (ARGS for a part), training
 	@[ -d .peers/vllm ] || echo 'vLLM is not installed, so it will not be measured: make bench-peers'
 	$(PY) -m benchmarks.engine $(ARGS)
 	$(PY) -m benchmarks.many_tasks --write docs/results
+	$(PY) -m benchmarks.many_tasks labels generate --model 0.5b --write docs/results
 	$(PY) -m benchmarks.http_load --work .peers/work --write docs/results/http.md
 	$(PY) -m benchmarks.train_under_load
 	@if [ -n "$(DATA)" ]; then $(PY) -m benchmarks.mixed_tasks --data "$(DATA)" && $(PY) -m benchmarks.training --data "$(DATA)"; fi

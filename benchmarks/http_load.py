@@ -1,23 +1,25 @@
 """What HTTP costs: 32 clients in a closed loop against the engine alone, capped at 32 rows, on the same work.
 
-    python -m benchmarks.http_load [--models tiny 0.5b] [--rounds 5] [--requests 256] [--write FILE]
+    python -m benchmarks.http_load [--models tiny 0.5b] [--rounds 5] [--requests 256] [--write FILE.md]
 
 The work: 8 tasks at random with prompts of 5 to 100 vectors, texts of 24 to 48 tokens that never come twice, 16 new
 tokens, greedy. The engine alone is handed all requests at once, as rows of token ids, in a process of its own; the
 service gets the same requests as text, through the load generator of `chorus bench`, which shares the cores with it.
-Rounds of both alternate; a ratio is that of two neighbouring rounds. Warm prompts in both.
+Rounds of both alternate; a ratio is that of two neighbouring rounds. Warm prompts in both. What was measured stays in a
+JSON file beside the page, so that a model that is not run keeps its row and its own conditions.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +63,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of the model, on each side")
     parser.add_argument("--work", type=Path, default=Path(".peers"), help="folder for model files")
     parser.add_argument("--stream", action="store_true", help="stream every answer")
-    parser.add_argument("--write", type=Path)
+    parser.add_argument("--write", type=Path, help="the page; its JSON lies beside it")
     given = parser.parse_args()
-    sections = [run(SHAPES[name], given) for name in given.models]
-    report = "\n".join([*_head(given), *sections, ""])
-    print(report)
-    if given.write:
-        given.write.write_text(report, encoding="utf-8")
+    kept = given.write.with_suffix(".json") if given.write else None
+    found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.exists() else {}
+    for name in given.models:
+        found[name] = run(SHAPES[name], given)
+        if kept:  # after each model: a run that is broken off has lost nothing
+            kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            given.write.write_text(render(found), encoding="utf-8")
+    print(render(found))
 
 
-def run(shape: Shape, given: argparse.Namespace) -> str:
-    """One model: both sides up, warm, and measured in turn; its row of the table."""
+def run(shape: Shape, given: argparse.Namespace) -> dict[str, Any]:
+    """One model: both sides up, warm, and measured in turn; what the page says of it."""
     folder = model_folder(given.work.absolute(), shape.name)
     options = {"model": shape.name, "folder": str(folder), "threads": given.threads, "rows": CLIENTS}
     environment = {
@@ -95,7 +100,7 @@ def run(shape: Shape, given: argparse.Namespace) -> str:
         alone.ask("prepare", work=WORK.as_json())
         publish(running, shape, tasks)
         served = asyncio.run(measure(running.url, shape, tasks, alone, given))
-    return _row(shape, *served)
+    return as_json(*served, conditions=conditions(), requests=given.requests, streamed=given.stream)
 
 
 def publish(running: Running, shape: Shape, tasks: list[Task]) -> None:
@@ -182,31 +187,66 @@ def _name(number: int) -> str:
     return f"load-{number}"
 
 
-def _head(given: argparse.Namespace) -> list[str]:
-    return [
+def as_json(engine: Side, service: Side, *, conditions: str, requests: int, streamed: bool) -> dict[str, Any]:
+    """One model's figures: medians that the page shows, each round's own under `raw`."""
+    median = statistics.median
+    ratios = [http / alone for http, alone in zip(service.rates, engine.rates, strict=True)]
+    return {
+        "conditions": conditions,
+        "requests": requests,
+        "rounds": len(ratios),
+        "streamed": streamed,
+        "engine_per_s": median(engine.rates),
+        "http_per_s": median(service.rates),
+        "ratio": median(ratios),
+        "ranges": {
+            "engine_per_s": [min(engine.rates), max(engine.rates)],
+            "http_per_s": [min(service.rates), max(service.rates)],
+            "ratio": [min(ratios), max(ratios)],
+        },
+        "rows_a_step": median(service.rows_a_step),
+        "generator_share": median(service.generator_share),
+        "p50_s": median(service.p50_s),
+        "raw": {"engine": asdict(engine), "service": asdict(service)},
+    }
+
+
+def render(found: dict[str, Any]) -> str:
+    """The page: a row for each model that was ever measured, and under which conditions."""
+    names = sorted(found, key=list(SHAPES).index)
+    lines = [
         "# What HTTP costs",
         "",
-        f"`python -m benchmarks.http_load`; {conditions()}.",
-        "",
-        f"{CLIENTS} clients in a closed loop, {'streamed' if given.stream else 'not streamed'}, against the engine "
-        f"alone with at most {CLIENTS} rows, handed all requests at once; {given.requests} requests a round: "
-        f"{WORK.tasks} tasks, {WORK.prompt[0]}–{WORK.prompt[1]} vectors, {WORK.text[0]}–{WORK.text[1]} text tokens, "
-        f"{WORK.new_tokens} new tokens. Medians of {given.rounds} rounds in turn; the clients share the cores.",
+        f"`python -m benchmarks.http_load`: {CLIENTS} clients in a closed loop against the engine alone with at most "
+        f"{CLIENTS} rows, handed all requests at once; {WORK.tasks} tasks, {WORK.prompt[0]}–{WORK.prompt[1]} vectors, "
+        f"{WORK.text[0]}–{WORK.text[1]} text tokens, {WORK.new_tokens} new tokens. Medians of rounds in turn, ranges in"
+        " brackets; a ratio is that of two neighbouring rounds. The clients share the cores.",
         "",
         "| model | engine alone, requests/s | over HTTP, requests/s | ratio | goal | rows a decode step | "
         "load generator, of a core | p50 of a request |",
         "|---|---|---|---|---|---|---|---|",
+        *(_row(SHAPES[name], found[name]) for name in names),
+        "",
+        *(_conditions(name, found[name]) for name in names),
     ]
+    return "\n".join([*lines, ""])
 
 
-def _row(shape: Shape, engine: Side, service: Side) -> str:
-    ratio = statistics.median(http / alone for http, alone in zip(service.rates, engine.rates, strict=True))
-    median = statistics.median
+def _row(shape: Shape, one: dict[str, Any]) -> str:
+    def figure(key: str) -> str:
+        span = one["ranges"].get(key)
+        return f"{one[key]:.2f}" + (f" ({span[0]:.2f}–{span[1]:.2f})" if span else "")
+
     return (
-        f"| {shape.name} ({shape.dtype}) | {median(engine.rates):.2f} | {median(service.rates):.2f} | {ratio:.2f} | "
-        f"≥ {GOALS[shape.name]} | {median(service.rows_a_step):.1f} | {median(service.generator_share):.0%} | "
-        f"{median(service.p50_s):.2f} s |"
+        f"| {shape.name} ({shape.dtype}) | {figure('engine_per_s')} | {figure('http_per_s')} | {figure('ratio')} | "
+        f"≥ {GOALS[shape.name]} | {one['rows_a_step']:.1f} | {one['generator_share']:.0%} | {one['p50_s']:.2f} s |"
     )
+
+
+def _conditions(name: str, one: dict[str, Any]) -> str:
+    streamed = "streamed" if one["streamed"] else "not streamed"
+    kept = "" if one["raw"] else "; each round's own figures were not kept"
+    return f"- {name}: {one['conditions']}; {one['rounds']} rounds of {one['requests']} requests, {streamed}{kept}."
 
 
 if __name__ == "__main__":

@@ -32,6 +32,6 @@ def majority_share(labels: Sequence[str]) -> str:
 def conditions() -> str:
     """One line on where and when figures were taken."""
     return (
-        f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {torch.get_num_threads()} CPU threads, "
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {platform.machine()}, {torch.get_num_threads()} CPU threads, "
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )

@@ -151,8 +151,10 @@ class SlotCache(Cache):
 
 
 def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros whose memory, on the CPU, is real only where it was written: numpy's zeros come from the system untouched,
-    torch's are filled in. Slots are as long as the longest row may be, and most rows are short."""
+    """Zeros whose memory, on the CPU, becomes real page by page as it is written: numpy's zeros come from the system
+    untouched, torch's are filled in. Slots are as long as the longest row may be, and most rows are short. How much
+    stays unreal depends on the pages: numpy asks for huge ones (2 MiB), and where the system grants them, one written
+    place makes all of its page real, so that slots shorter than a page are whole once a row has been in them."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize

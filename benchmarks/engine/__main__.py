@@ -17,10 +17,11 @@ from pathlib import Path
 
 from benchmarks.engine.groups import ensembles, fanout
 from benchmarks.engine.models import SHAPES
-from benchmarks.engine.report import Section, Verdict, save
+from benchmarks.engine.report import Section, Verdict, render_kept, save
 from benchmarks.engine.single import alone, memory, prefill
 from benchmarks.engine.stage import VLLM, Stage
-from benchmarks.engine.throughput import Target, generation, labels, thousand_tasks
+from benchmarks.engine.tasks import thousand_tasks
+from benchmarks.engine.throughput import Target, generation, labels
 from benchmarks.engine.wire import ROOT
 from benchmarks.engine.workload import Workload
 
@@ -95,6 +96,9 @@ GOALS = list(dict.fromkeys(goal for goal, _, _ in SECTIONS))
 
 def main() -> None:
     arguments = parse()
+    if arguments.render:
+        render_kept(arguments.out)
+        return
     order = [f"{model}/{name}" for model in SHAPES for _, name, _ in SECTIONS]
     for model in arguments.model or SHAPES:
         stage = Stage(
@@ -104,6 +108,7 @@ def main() -> None:
             requests=arguments.requests or REQUESTS[model],
             threads=arguments.threads,
             blocks=arguments.vllm_blocks if VLLM.exists() else [],
+            continuous_blocks=arguments.continuous_blocks,
             only=arguments.peers,
         )
         try:
@@ -132,6 +137,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, help="in each round of the fastest peers; 256 on tiny, 128 on 0.5b")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--vllm-blocks", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--continuous-blocks", type=int, nargs="+", default=[32])
+    parser.add_argument("--render", action="store_true", help="measure nothing, write the page from its JSON")
     parser.add_argument(
         "--peers", nargs="+", default=[], help="only these, by name: generate continuous peft vllm chorus"
     )

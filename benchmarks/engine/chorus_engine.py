@@ -20,6 +20,7 @@ from app.engine.types import Event, Request, RowRequest, Sampling
 from benchmarks.engine import wire
 from benchmarks.engine.models import CONTEXT
 from benchmarks.engine.peer import BasePeer
+from benchmarks.engine.resident import resident_bytes, slot_tensors
 from benchmarks.engine.workload import Ask, row_ids
 
 _NEVER = 1e12  # a deadline
@@ -102,10 +103,12 @@ class ChorusPeer(BasePeer):
         hands freed memory back after a few seconds without work."""
         give_back_freed_memory()
         stats = self.engine.stats()
+        slots = slot_tensors(self.engine.runner)
         return {
             "runner": self.engine.runner.name,
             "padding": stats.padding_tokens / max(1, stats.padding_tokens + stats.prompt_tokens),
-            "kv_places": self.engine.config.max_rows * self.engine.max_context,
+            "slot_bytes": sum(tensor.nbytes for tensor in slots),
+            "slot_bytes_resident": sum(map(resident_bytes, slots)),
             "prefix_hits": stats.prefix_hits,
             "prefix_misses": stats.prefix_misses,
             "prefix_bytes": stats.prefix_bytes,

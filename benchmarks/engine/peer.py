@@ -6,6 +6,7 @@ out before the clock starts: what is compared is engines, not clients.
 
 from __future__ import annotations
 
+import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,7 +18,17 @@ from safetensors import safe_open
 from torch import Tensor
 
 from benchmarks.engine.models import SHAPES
-from benchmarks.engine.workload import Ask, Task, Workload, every_task, fingerprint, label_ids, make_asks, make_tasks
+from benchmarks.engine.workload import (
+    Ask,
+    Task,
+    Workload,
+    every_task,
+    fingerprint,
+    label_ids,
+    make_asks,
+    make_even_asks,
+    make_tasks,
+)
 
 
 class BasePeer(ABC):
@@ -30,6 +41,7 @@ class BasePeer(ABC):
         self.shape = SHAPES[options["model"]]
         self.folder = Path(options["folder"])
         self._slots: dict[str, tuple[Workload, list[Task]]] = {}
+        self.batches: list[int] = []  # rows of each batch that `answer` ran since the last `measure` began
         torch.set_num_threads(options["threads"])
 
     def prepare(self, work: dict[str, Any], slot: str = "") -> dict[str, Any]:
@@ -44,23 +56,27 @@ class BasePeer(ABC):
         self.warm_up()
         return {}
 
-    def measure(self, turn: int, count: int, how: str = "", slot: str = "") -> dict[str, Any]:
-        """Answer `count` requests of a round, all there at once, or with `how` = `each` one after another. Seconds
-        from the first to the last of them."""
+    def measure(self, turn: int, count: int, how: str = "", slot: str = "", even: bool = False) -> dict[str, Any]:
+        """Answer `count` requests of a round, all there at once, or with `how` = `each` one after another; `even`: as
+        many of each task. Seconds from the first to the last of them, and of peers that are given batches the mean of
+        their rows."""
         self._use(slot)
-        asks = self.asks(turn, count)
+        asks = self.asks(turn, count, even=even)
+        self.batches = []
         parts = [self.inputs([ask], how) for ask in asks] if how == "each" else [self.inputs(asks, how)]
         began = time.perf_counter()
         answers = [answer for part in parts for answer in self.answer(part, how)]
         seconds = time.perf_counter() - began
-        return {"seconds": seconds, "answers": answers, "work": fingerprint(self.tasks, asks)}
+        rows = statistics.mean(self.batches) if self.batches else None
+        return {"seconds": seconds, "answers": answers, "work": fingerprint(self.tasks, asks), "rows_a_batch": rows}
 
     def _use(self, slot: str) -> None:
         self.work, self.tasks = self._slots[slot]
         self.labels = label_ids(self.work, self.shape.vocabulary)
 
-    def asks(self, turn: int, count: int) -> list[Ask]:
-        return make_asks(self.work, self.tasks, vocabulary=self.shape.vocabulary, turn=turn, count=count)
+    def asks(self, turn: int, count: int, *, even: bool = False) -> list[Ask]:
+        make = make_even_asks if even else make_asks
+        return make(self.work, self.tasks, vocabulary=self.shape.vocabulary, turn=turn, count=count)
 
     @property
     def new_tokens(self) -> int:
@@ -94,7 +110,17 @@ def word_embeddings(folder: Path) -> Tensor:
 
 
 def read_last_rows_well(model: Any) -> None:
-    """Lay what enters a transformers model's output layer out in sequence. Of a batch it is a slice of the last places,
-    and torch (2.13) multiplies such a slice in bfloat16 only after it has copied the weight once for each row: 26 s
-    for 32 rows of `0.5b` and nine tokens each, 5 s otherwise. A peer is measured at its best."""
-    model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
+    """Lay what enters a transformers model's output layer out in sequence. It is a slice of the last places, and torch
+    (2.13) multiplies such a slice in bfloat16 only after it has copied the weight once for each row: 26 s for 32 rows
+    of `0.5b` and nine tokens each, 5 s otherwise; a single row pays for one copy. A peer is measured at its best."""
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (in_sequence(given[0]), *given[1:]))
+
+
+def in_sequence(x: Tensor) -> Tensor:
+    """x with the strides of a new tensor, copied where it has others. `contiguous` does not see to that: it takes no
+    account of a dimension of size 1, so that the last place of one row, [1, 1, H], keeps the strides of all places."""
+    strides = torch.empty(x.shape, device="meta").stride()
+    if x.stride() != strides:
+        x = x.clone(memory_format=torch.contiguous_format)
+    assert x.stride() == strides, (x.stride(), strides)
+    return x

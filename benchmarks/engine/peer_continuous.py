@@ -1,7 +1,7 @@
 """transformers' continuous batching. Its requests are token ids alone, so prompts become *virtual ids* behind the
 vocabulary, and the model's embedding looks those up in a table of all prompts.
 
-Blocks of the cache are 32 tokens and shared between requests that begin alike.
+Blocks of the cache are shared between requests that begin alike.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from benchmarks.engine import wire
 from benchmarks.engine.peer import BasePeer
 from benchmarks.engine.workload import Ask
 
-BLOCK = 32
-BLOCKS = 1024
+PLACES = 32 * 1024
 
 
 class VirtualEmbedding(torch.nn.Module):
@@ -39,7 +38,8 @@ class VirtualEmbedding(torch.nn.Module):
 
 
 class ContinuousPeer(BasePeer):
-    """`options`: `rows` at once, `batch_tokens` in one forward. It returns tokens, never the scores of chosen words."""
+    """`options`: `rows` at once, `batch_tokens` in one forward, `block_size` in tokens. It returns tokens, never the
+    scores of chosen words."""
 
     kinds = frozenset({"generate"})
 
@@ -83,8 +83,8 @@ class ContinuousPeer(BasePeer):
             max_new_tokens=self.new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0, use_cache=True
         )
         batching = ContinuousBatchingConfig(
-            page_size=BLOCK,
-            num_blocks=BLOCKS,
+            page_size=self.options["block_size"],
+            num_blocks=PLACES // self.options["block_size"],
             max_batch_tokens=self.options["batch_tokens"],
             max_requests_per_batch=self.options["rows"],
             use_cuda_graph=False,

@@ -72,6 +72,7 @@ class GeneratePeer(BasePeer):
         return {"first_s": first, "per_token_s": per_token}
 
     def _batch(self, rows: list[Tensor]) -> list[Any]:
+        self.batches.append(len(rows))
         if self.work.kind == "labels":
             return self._logits(rows).argmax(-1).tolist()
         return self._generate(rows).tolist()

@@ -1,8 +1,9 @@
 """PEFT prompt tuning: one adapter for each task on one model, as its users serve several tasks.
 
 `switched` answers requests in arrival order, switching the adapter for each; `grouped` sorts them by task first and
-answers each group in left-padded batches of 32. PEFT derives positions itself (it drops the caller's), so padded rows
-of a batch are not exact: their tokens may differ from `generate`'s.
+answers each group in left-padded batches of 32. Padded rows of such a batch are not exact, their tokens may differ from
+`generate`'s: PEFT drops the caller's positions and puts the prompt before the padding, so that between a short row's
+prompt and its text lie places that attention skips but positions count.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class PeftPeer(BasePeer):
 
     @torch.inference_mode()
     def _batch(self, task: int, asks: Sequence[Ask]) -> list[Any]:
+        self.batches.append(len(asks))
         rows = [torch.tensor(ask.ids) for ask in asks]
         ids = pad_sequence(rows, batch_first=True, padding_side="left")
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")

@@ -1,8 +1,10 @@
 """vLLM on the CPU, offline: `prompt_embeds`, prefix caching on, prompts warm. Runs in an environment of its own
 (setup_vllm.sh).
 
-Its engine runs in this process (no second process for it), which is its faster setting on few cores. A client of vLLM
-embeds prompt and text itself; here that happens before the clock starts.
+Its engine runs in this process (no second process for it), which is its faster setting on few cores: it then binds no
+threads to cores and computes on all of them, where with processes of its own it keeps a core free for its scheduler
+(`vllm/utils/ompmultiprocessing.py`: bound threads on all but one core of x86). A client of vLLM embeds prompt and text
+itself; here that happens before the clock starts.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ os.environ.update(
     TRANSFORMERS_OFFLINE="1",
 )
 
+import torch
 import vllm
 
 from benchmarks.engine import wire
@@ -46,6 +49,8 @@ class VllmPeer(BasePeer):
             dtype=self.shape.dtype,
             seed=0,
         )
+        if torch.get_num_threads() != options["threads"]:  # it would be measured below its best
+            raise RuntimeError(f"vLLM computes with {torch.get_num_threads()} threads, not {options['threads']}")
         self.embedding = word_embeddings(self.folder)
 
     def forget(self) -> None:

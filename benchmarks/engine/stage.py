@@ -25,7 +25,6 @@ ROUND_S = 20.0
 CHECK_TURN = 0  # the round whose tokens are compared; measured rounds are 1, 2, …
 _MODULES: dict[str, tuple[str, dict[str, Any]]] = {
     "generate": ("peer_generate", {}),
-    "continuous": ("peer_continuous", {"rows": ROWS, "batch_tokens": 2048}),
     "peft": ("peer_peft", {}),
     "ceilings": ("ceilings", {}),
     "chorus": ("chorus_engine", {"rows": ROWS, "prompt_cache_mib": 2048}),
@@ -37,7 +36,8 @@ _MODULES: dict[str, tuple[str, dict[str, Any]]] = {
 @dataclass(frozen=True)
 class Entrant:
     """One line of a table: a peer, how it is to work, and on which share of the requests (slow ones get fewer), but
-    never fewer than `least`, which fills its batch."""
+    never fewer than `least`, which fills its batch. With `each_task`, every round has that many requests of each task,
+    however long it takes: one whose batches hold a single task each can fill them no other way."""
 
     label: str
     peer: str
@@ -45,17 +45,22 @@ class Entrant:
     share: float = 1.0
     least: int = ROWS
     slot: str = ""
+    each_task: int = 0
 
     @property
     def ours(self) -> bool:
         return self.peer.startswith("chorus")
+
+    def requests(self, work: Workload, requests: int) -> int:
+        """Of its first round, where a full share is `requests`."""
+        return self.each_task * work.tasks or max(1, round(requests * self.share))
 
 
 @dataclass
 class Result:
     """`requests` of the last round. `values`: requests per second, one for each round. `differing`: rows of the checked
     round whose answers are not the reference's, and how many of these at a close call. `note`: why it was not
-    measured."""
+    measured. `rows_a_batch`: mean of the last round, None of a peer that makes up its batches itself."""
 
     requests: int = 0
     values: list[float] = field(default_factory=list)
@@ -63,6 +68,7 @@ class Result:
     differing: int = 0
     close: int = 0
     note: str = ""
+    rows_a_batch: float | None = None
 
     @property
     def median(self) -> float:
@@ -70,8 +76,8 @@ class Result:
 
 
 class Stage:
-    """Peers of one model. `blocks`: block sizes that vLLM runs with, one process each. `only`: what the names of the
-    peers that take part begin with; empty lets all."""
+    """Peers of one model. `blocks`: block sizes that vLLM runs with, one process each; `continuous_blocks`: those of
+    transformers' continuous batching. `only`: what the names of the peers that take part begin with; empty lets all."""
 
     def __init__(
         self,
@@ -82,10 +88,11 @@ class Stage:
         requests: int,
         threads: int,
         blocks: Sequence[int],
+        continuous_blocks: Sequence[int] = (32,),
         only: Sequence[str] = (),
     ) -> None:
         self.shape, self.rounds, self.requests, self.threads = SHAPES[model], rounds, requests, threads
-        self.blocks, self._only = tuple(blocks), tuple(only)
+        self.blocks, self.continuous_blocks, self._only = tuple(blocks), tuple(continuous_blocks), tuple(only)
         self.folder = model_folder(work.resolve(), model)
         self.versions: dict[str, str] = {}
         self._children: dict[str, Child] = {}
@@ -136,16 +143,24 @@ class Stage:
             self.dismiss(peer)
 
     def _start(self, peer: str) -> Child:
-        module, options = _MODULES.get(peer, ("peer_vllm", {}))
+        module, options = _module(peer)
         python, environment = sys.executable, {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(self.threads)}
         if module == "peer_vllm":
             python = str(VLLM / "bin" / "python")
             if not Path(python).exists():
                 raise PeerFailed("vLLM is not installed: make bench-peers")
-            options = {"rows": ROWS, "block_size": int(peer.removeprefix("vllm-"))}
             environment["LD_PRELOAD"] = str(VLLM / "lib" / "libiomp5.so")  # what it recommends on Intel and AMD
         common = {"model": self.shape.name, "folder": str(self.folder), "threads": self.threads}
         return Child(peer, f"benchmarks.engine.{module}", {**common, **options}, python=python, environment=environment)
+
+
+def _module(peer: str) -> tuple[str, dict[str, Any]]:
+    """A peer's module and options; vLLM and continuous batching are one process for each block size."""
+    if peer in _MODULES:
+        return _MODULES[peer]
+    kind, _, block = peer.rpartition("-")
+    options = {"rows": ROWS, "block_size": int(block)}
+    return {"vllm": ("peer_vllm", options), "continuous": ("peer_continuous", {**options, "batch_tokens": 2048})}[kind]
 
 
 def interleave(
@@ -153,7 +168,7 @@ def interleave(
 ) -> dict[str, Result]:
     """Rounds of every entrant on `requests` fresh requests; `works` by slot. With `check`, that many answers of each
     are compared with the reference's. An entrant that cannot do it has a note and no values."""
-    results = {entrant.label: Result(max(1, round(requests * entrant.share))) for entrant in entrants}
+    results = {entrant.label: Result(entrant.requests(works[entrant.slot], requests)) for entrant in entrants}
     for peer in {entrant.peer for entrant in entrants if entrant.peer.startswith("vllm")}:
         with suppress(PeerFailed):  # `prepare` will say why
             stage.forget(peer)
@@ -171,14 +186,15 @@ def interleave(
             result = results[entrant.label]
             if result.note:
                 continue
-            if result.values:
+            if result.values and not entrant.each_task:
                 result.requests = fewer(result.requests, result.values[-1], entrant.least)
             try:
-                answer = _measure(stage, entrant, turn, result.requests)
+                answer = _measure(stage, entrant, turn, result.requests, even=entrant.each_task > 0)
             except PeerFailed as error:
                 result.note = str(error)
                 continue
             result.values.append(result.requests / answer["seconds"])
+            result.rows_a_batch = answer.get("rows_a_batch")
     return results
 
 
@@ -187,8 +203,8 @@ def fewer(requests: int, rate: float, least: int) -> int:
     return min(requests, max(least, int(rate * ROUND_S)))
 
 
-def _measure(stage: Stage, entrant: Entrant, turn: int, count: int) -> dict[str, Any]:
-    return stage.ask(entrant.peer, "measure", turn=turn, count=count, how=entrant.how, slot=entrant.slot)
+def _measure(stage: Stage, entrant: Entrant, turn: int, count: int, *, even: bool = False) -> dict[str, Any]:
+    return stage.ask(entrant.peer, "measure", turn=turn, count=count, how=entrant.how, slot=entrant.slot, even=even)
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""Goals about requests per second: generation, labels, and a thousand tasks."""
+"""Goals about requests per second beside all peers: generation and labels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from benchmarks.engine.workload import Workload, make_asks, make_tasks
 CHORUS = Entrant("Chorus", "chorus")
 SINGLE = Entrant("`generate`, one by one", "generate", "single", 1 / 16, 4)
 STATIC = Entrant("`generate`, static batches of 32", "generate", "static", 1 / 2, 32)
-CONTINUOUS = Entrant("transformers continuous batching, virtual ids, blocks of 32", "continuous", "", 1 / 4, 32)
 SWITCHED = Entrant("PEFT, adapter switched for each request", "peft", "switched", 1 / 16, 4)
-GROUPED = Entrant("PEFT, requests grouped by task", "peft", "grouped", 1 / 2, 32)
+GROUPED = Entrant("PEFT, requests grouped by task", "peft", "grouped", each_task=32)
 CHECKED = 32
 _NO_VLLM = "vLLM is not in the run"
 
@@ -37,9 +36,15 @@ def vllm_entrants(stage: Stage) -> list[Entrant]:
     return [Entrant(f"vLLM, blocks of {size}", f"vllm-{size}") for size in stage.blocks or (32,)]
 
 
+def continuous_entrants(stage: Stage) -> list[Entrant]:
+    label = "transformers continuous batching, virtual ids, blocks of"
+    return [Entrant(f"{label} {size}", f"continuous-{size}", "", 1 / 4, 32) for size in stage.continuous_blocks]
+
+
 def generation(stage: Stage, key: str, title: str, work: Workload, target: Target) -> Section:
     """Every peer on requests that generate."""
-    entrants = [SINGLE, STATIC, CONTINUOUS, SWITCHED, GROUPED, *vllm_entrants(stage), CHORUS]
+    transformers = [SINGLE, STATIC, *continuous_entrants(stage)]
+    entrants = [*transformers, SWITCHED, GROUPED, *vllm_entrants(stage), CHORUS]
     return rates(stage, key, title, work, entrants, target)
 
 
@@ -99,27 +104,3 @@ def verdicts(entrants: Sequence[Entrant], results: dict[str, Result], target: Ta
             times = ratio(ours, results[label])
             said.append(Verdict(f"against {label}", f"{times:.2f}×", f"≥ {wanted:g}×", times >= wanted))
     return said
-
-
-def thousand_tasks(stage: Stage, key: str, kind: str) -> Section:
-    """One task, then a thousand of the same mean length: what does a task cost?"""
-    common = Workload(kind="labels" if kind == "labels" else "generate", seed=41)
-    works = {
-        "one": replace(common, tasks=1, prompt=(52, 52), literals=(3, 3)),
-        "many": replace(common, tasks=1000, prompt=(5, 100), literals=(0, 6)),
-    }
-    one, many = Entrant("one task", "chorus", slot="one"), Entrant("1,000 tasks", "chorus", slot="many")
-    results = interleave(stage, works, [one, many], requests=stage.requests)
-    section = Section(key, f"{stage.shape.name}: 1,000 distinct tasks, {kind}", ["", "requests/s", "range"])
-    for entrant in (one, many):
-        result = results[entrant.label]
-        span = f"{min(result.values):.3g}–{max(result.values):.3g}" if result.values else result.note
-        section.rows.append([f"Chorus, {entrant.label}", f"{result.median:.3g}", span])
-    if results[one.label].values and results[many.label].values:
-        times = ratio(results[many.label], results[one.label])
-        section.verdicts = [Verdict("1,000 tasks ÷ one task", f"{times:.2f}", "≥ 0.95", times >= 0.95)]
-    section.notes.append(
-        "prompts of 5–100 vectors (mean 52) and template words of their own, all resident; the one task has 52 vectors"
-    )
-    section.raw = {label: result.values for label, result in results.items()}
-    return section

@@ -97,6 +97,16 @@ def make_asks(work: Workload, tasks: Sequence[Task], *, vocabulary: int, turn: i
     return [_ask(work, tasks, int(dice.integers(0, len(tasks))), dice, vocabulary) for _ in range(count)]
 
 
+def make_even_asks(work: Workload, tasks: Sequence[Task], *, vocabulary: int, turn: int, count: int) -> list[Ask]:
+    """As many requests of each task, `count` together, in random order: what fills batches that hold one task each.
+    Shares no text with other rounds. Raises ValueError where `count` cannot be shared out."""
+    if count % len(tasks):
+        raise ValueError(f"{count} requests cannot be shared out evenly among {len(tasks)} tasks")
+    dice = np.random.default_rng([work.seed, 6, turn])
+    order = dice.permutation(np.repeat(np.arange(len(tasks)), count // len(tasks))).tolist()
+    return [_ask(work, tasks, task, dice, vocabulary) for task in order]
+
+
 def every_task(work: Workload, tasks: Sequence[Task], *, vocabulary: int, turn: int, at_least: int) -> list[Ask]:
     """One request of each task in order, again and again until there are enough: to warm up with. Shares no text with
     any round of `make_asks`."""

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.engine.report import Section, Verdict, best_peer, rate_rows, ratio, render, save
+from benchmarks.engine.report import (
+    RATE_COLUMNS,
+    Section,
+    Verdict,
+    best_peer,
+    rate_rows,
+    ratio,
+    render,
+    render_kept,
+    save,
+)
 from benchmarks.engine.stage import ROUND_S, Entrant, Result, compare, fewer, interleave
 from benchmarks.engine.throughput import CHORUS, GROUPED, STATIC, Target, verdicts
 from benchmarks.engine.workload import Workload
@@ -71,7 +81,38 @@ def test_table_when_a_peer_failed_says_why() -> None:
     assert rows[1][1] == "not measured: it broke"
     assert rows[2][3] == "1.50×"
     assert rows[3][0] == "**Chorus**"
-    assert rows[3][5] == "2 of 32 (1 at a close call)"
+    assert rows[3][6] == "2 of 32 (1 at a close call)"
+    assert {len(row) for row in rows} == {len(RATE_COLUMNS)}
+
+
+def test_table_when_a_peer_makes_batches_says_their_rows() -> None:
+    found = results(vllm=[20.0, 20.0, 20.0], ours=[30.0, 30.0, 30.0])
+    found[STATIC.label].rows_a_batch = 32.0
+    rows = rate_rows(ENTRANTS, found)
+    assert [row[5] for row in rows] == ["32", "", "≤ 64", "≤ 64"]
+
+
+def test_page_when_sections_are_of_different_hours_shows_when_each_goal_was_measured() -> None:
+    verdict = Verdict("against it", "2×", "≥ 2×", True)
+    sections = [
+        Section(
+            "tiny/a", "one", ["", "rate"], [["PEFT, grouped", "1"]], [verdict], conditions="2026-01-02 05:24 UTC; x"
+        ),
+        Section("tiny/b", "two", ["", "rate"], [["Chorus", "1"]], [verdict], conditions="2026-01-02 16:30 UTC; x"),
+    ]
+    text = render(sections)
+    assert "| one: against it | 2× | ≥ 2× | met | 2026-01-02 05:24 UTC |" in text
+    assert "| two: against it | 2× | ≥ 2× | met | 2026-01-02 16:30 UTC |" in text
+    assert text.count("- PEFT: see [how the peers are run](#how-the-peers-are-run)") == 1
+    assert "## How the peers are run" in text
+
+
+def test_page_in_the_repository_when_rendered_anew_is_the_same(tmp_path: Path) -> None:
+    page = Path(__file__).parents[3] / "docs" / "results" / "engine.md"
+    copy = tmp_path / page.name
+    copy.with_suffix(".json").write_bytes(page.with_suffix(".json").read_bytes())
+    render_kept(copy)
+    assert copy.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("times", "share", "met"), [(1.2, 0.1, True), (1.1, 0.85, True), (1.1, 0.5, False)])
