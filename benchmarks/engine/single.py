@@ -42,7 +42,7 @@ def alone(stage: Stage, key: str, title: str, work: Workload) -> Section:
     floors: list[tuple[float, float]] = []
     alive = [label for label in _ALONE if not times[label].note]
     for turn in range(1, stage.rounds + 1):
-        shift = turn % len(alive)
+        shift = turn % max(1, len(alive))
         for label in (*alive[shift:], *alive[:shift]):
             before = _read_floor(stage) if label == _OURS else 0.0
             answer = stage.ask(_ALONE[label], "alone", turn=1000 + turn, count=_REQUESTS)
