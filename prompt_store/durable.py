@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from prompt_store.errors import StoreUnavailable
+from prompt_store.errors import StorageFull, StoreUnavailable
 
 TEMP_PREFIX = ".tmp-"
 _FILE_MODE = 0o640
 _LOCK_POLL_S = 0.005
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where waiting or trying again makes no room: the disk, the quota, the size of a file."""
 
 
 class NotRegular(OSError):
@@ -148,8 +150,9 @@ def _acquire(fd: int, kind: int, timeout_s: float) -> None:
 
 @contextmanager
 def storage_errors(what: str) -> Iterator[None]:
-    """Turn an OSError of the disk into StoreUnavailable, with the system's reason and no path."""
+    """Turn an OSError of the disk into StorageFull or StoreUnavailable, with the system's reason and no path."""
     try:
         yield
     except OSError as error:
-        raise StoreUnavailable(f"{what}: {error.strerror or type(error).__name__}") from error
+        kind = StorageFull if error.errno in NO_ROOM else StoreUnavailable
+        raise kind(f"{what}: {error.strerror or type(error).__name__}") from error

@@ -19,6 +19,7 @@
     ├── CorruptRecord          a record file whose seal is broken: `fsck` names it, `rebuild` writes it anew
     ├── InvalidManifest        a saved snapshot that cannot be trusted; there is nothing to fall back to but the server
     └── StoreUnavailable       metadata server or blob directory out of reach; the same call may work later
+        ├── StorageFull        there is no room for a blob or a record file
         └── StoreBehind        the metadata server has forgotten writes that the record files hold: rebuild first
 
 Every error has a stable `code`, a message for people, and `param`, the field or name it is about.
@@ -112,6 +113,10 @@ class InvalidManifest(StoreError):
 
 class StoreUnavailable(StoreError):
     code = "store_unavailable"
+
+
+class StorageFull(StoreUnavailable):
+    code = "storage_full"
 
 
 class StoreBehind(StoreUnavailable):

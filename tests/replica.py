@@ -36,6 +36,20 @@ def replicas(redis_url: str, shared: Path, own: list[Path], environment: dict[st
                     process.kill()
 
 
+@contextmanager
+def mortal_replica(
+    redis_url: str, shared: Path, own: Path, environment: dict[str, str]
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of one replica and its process, which the block may kill."""
+    with ExitStack() as stack:
+        process = _start(stack, [redis_url, str(shared), str(own)], environment)
+        stack.callback(process.kill)
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert address, "the replica did not start"
+        yield address, process
+
+
 def _start(stack: ExitStack, arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.replica", *arguments]
     pipe = subprocess.PIPE

@@ -1,43 +1,43 @@
-"""The trainer's process, standing still where a test wants to kill its worker: in a state that else lasts milliseconds.
+"""The trainer's process, standing still where a test wants to kill or freeze it (training_hold.py).
 
-Places: a state it moves to, or "published", between the commit of a version and the word that it was made.
+Places: a state it moves to, or "published", between the commit of a version and the word that it was made. It leaves
+word of what its publication came to. `CHORUS_TEST_FILE_BYTES` limits the size of the files it may write,
+`CHORUS_TEST_PATIENCE_S` its patience with a store that refuses.
 """
 
 from __future__ import annotations
 
 import os
-import time
+import resource
 from typing import Any
 
-from app.training import run
+from app.training import run, session
 from app.training.session import Session
 from prompt_store import JointPublication, PromptStore, Publication
-
-PLACE = os.environ.get("CHORUS_TEST_HOLD", "")
-LONGER_THAN_ANY_TEST_S = 600.0
+from tests.training_hold import hold_at, leave_word
 
 _move, _publish, _publish_together = Session._move, PromptStore.publish, PromptStore.publish_together
 
 
-def _hold_at(place: str) -> None:
-    if place == PLACE:
-        time.sleep(LONGER_THAN_ANY_TEST_S)
-
-
 def _held_move(self: Session, to: Any) -> None:
     _move(self, to)
-    _hold_at(to)
+    hold_at(to)
 
 
 def _held_publish(self: PromptStore, **what: Any) -> Publication:
-    made = _publish(self, **what)
-    _hold_at("published")
+    try:
+        made = _publish(self, **what)
+    except Exception as error:
+        leave_word(type(error).__name__)
+        raise
+    leave_word("published")
+    hold_at("published")
     return made
 
 
 def _held_publish_together(self: PromptStore, **what: Any) -> JointPublication:
     made = _publish_together(self, **what)
-    _hold_at("published")
+    hold_at("published")
     return made
 
 
@@ -45,4 +45,7 @@ if __name__ == "__main__":
     Session._move = _held_move
     PromptStore.publish = _held_publish
     PromptStore.publish_together = _held_publish_together
+    session.PATIENCE_S = float(os.environ.get("CHORUS_TEST_PATIENCE_S", session.PATIENCE_S))
+    if "CHORUS_TEST_FILE_BYTES" in os.environ:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["CHORUS_TEST_FILE_BYTES"]), resource.RLIM_INFINITY))
     raise SystemExit(run.main())

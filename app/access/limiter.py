@@ -6,6 +6,7 @@ limit nor no service. Jobs need Redis anyway: without it they are refused by the
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
 import time
@@ -31,6 +32,7 @@ AWAY_S = 2.0
 PLACE_S = 120
 """How long a job may take from its request to its record, before its place is given to another."""
 
+# A token that is among the places is counted among the jobs ever, too; both scripts keep that so.
 # KEYS: 1 places, a sorted set: job id or token -> when taken  2 jobs ever  3 ids of jobs that have not ended
 # ARGV: 1 token  2 most at one time  3 most ever (-1: no limit)  4 seconds that a place without a job is held
 _TAKE = """
@@ -43,8 +45,10 @@ for _, name in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
     held = held + 1
   else
     redis.call('ZREM', KEYS[1], name)
+    if waits then redis.call('DECR', KEYS[2]) end  -- whoever held it died before there was a job
   end
 end
+if redis.call('ZSCORE', KEYS[1], ARGV[1]) then return 'shared' end
 if tonumber(ARGV[2]) >= 0 and held >= tonumber(ARGV[2]) then return 'concurrent' end
 if tonumber(ARGV[3]) >= 0 and tonumber(redis.call('GET', KEYS[2]) or '0') >= tonumber(ARGV[3]) then return 'total' end
 redis.call('ZADD', KEYS[1], now, ARGV[1])
@@ -52,10 +56,12 @@ redis.call('INCR', KEYS[2])
 return 'taken'
 """
 
-# KEYS: as above.  ARGV: 1 token  2 job id, '' when there is none.  A job that was there before takes no second place.
+# KEYS: as above.  ARGV: 1 token  2 job id, '' when there is none.  A job that was there before takes no second place;
+# a new one takes its place also where the token was given back meanwhile, by another who shared it.
 _SETTLE = """
-if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then return 0 end
-if ARGV[2] == '' then return redis.call('DECR', KEYS[2]) end
+local held = redis.call('ZREM', KEYS[1], ARGV[1]) == 1
+if ARGV[2] == '' then return held and redis.call('DECR', KEYS[2]) or 0 end
+if not held then redis.call('INCR', KEYS[2]) end
 return redis.call('ZADD', KEYS[1], tonumber(redis.call('TIME')[1]), ARGV[2])
 """
 
@@ -89,26 +95,28 @@ class Limiter:
             await self._spend(caller, tokens)
 
     @asynccontextmanager
-    async def place_for_job(self, caller: Caller) -> AsyncIterator[JobPlace]:
+    async def place_for_job(self, caller: Caller, submission: str | None = None) -> AsyncIterator[JobPlace]:
         """A place for one job, given back unless `JobPlace.keep` was called with the id of a new one.
 
+        All who hold a place for the same `submission` (an idempotency key) at once share one, on any replica.
         Raises StoreDown when Redis does not answer.
         """
         place = JobPlace()
         if self._client is None or not caller.limits.any_jobs:
             yield place
             return
-        keys, token = [*job_keys(caller.id), self._live_jobs], f"?{secrets.token_hex(8)}"
+        keys, token = [*job_keys(caller.id), self._live_jobs], _token(submission)
         most = [-1 if limit is None else limit for limit in (caller.limits.concurrent_jobs, caller.limits.total_jobs)]
         taken = str(await self._run(_TAKE, keys, [token, *most, PLACE_S]))
-        if taken != "taken":
+        if taken not in ("taken", "shared"):
             place.refusal = Refusal(cast(Literal["concurrent", "total"], taken))
             yield place
             return
         try:
             yield place
         finally:
-            await self._run(_SETTLE, keys, [token, place.job_id])
+            if taken == "taken" or place.job_id:  # who shares a place does not give it back
+                await self._run(_SETTLE, keys, [token, place.job_id])
 
     async def close(self) -> None:
         if self._client is not None:
@@ -156,6 +164,10 @@ def rate_key(key_id: str) -> str:
 def job_keys(key_id: str) -> list[str]:
     """Sorted set: places of the key's jobs. String: how many it ever had."""
     return [f"chorus:limits:{key_id}:jobs", f"chorus:limits:{key_id}:jobs-ever"]
+
+
+def _token(submission: str | None) -> str:
+    return f"?{secrets.token_hex(8) if submission is None else hashlib.sha256(submission.encode()).hexdigest()}"
 
 
 def _connect(url: str) -> redis.asyncio.Redis:

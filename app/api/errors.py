@@ -49,6 +49,7 @@ STATUS: Mapping[type[Exception], int] = {
     store.Conflict: 409,
     store.CorruptBlob: 503,
     store.StoreUnavailable: 503,
+    store.StorageFull: 507,
 }
 
 # What went wrong inside may name paths or hold an exception's text: callers get these words, the log gets the rest.
@@ -56,6 +57,7 @@ INTERNAL = "something went wrong on our side; the log has it under this request 
 FIXED_MESSAGE: Mapping[type[Exception], str] = {
     service.EngineFailure: "the model failed on this row; the log has it under this request id",
     store.StoreUnavailable: "the registry cannot be reached now; read again before you repeat a change",
+    store.StorageFull: "the server's storage is full; read again before you repeat a change",
     store.CorruptBlob: "the version's bytes failed verification",
 }
 
@@ -66,6 +68,7 @@ TYPE_OF_STATUS = {
     499: "cancelled_error",
     503: "unavailable_error",
     504: "timeout_error",
+    507: "unavailable_error",
 }
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _BRANCHES = frozenset({"str", "int", "float", "bool", "dict", "list", "none", "constrained-int", "constrained-float"})

@@ -24,6 +24,7 @@ from app.training.data import Form, RowSet, parse_rows
 from app.training.files import write_atomically
 from app.training.readers import Format, sniff_format
 from prompt_store import ObjectStore
+from prompt_store.durable import storage_errors
 from prompt_store.objects import ObjectMissing, ObjectTooLong
 
 _MAX_BYTES = 1 << 30
@@ -148,10 +149,11 @@ class DatasetStore:
         return digest
 
     def _write(self, path: Path, data: bytes) -> None:
-        """To where others look first, then here. Raises StoreUnavailable, OSError."""
+        """To where others look first, then here. Raises StorageFull, StoreUnavailable."""
         if self._objects is not None:
             self._objects.put(self._object(path), data)
-        write_atomically(path, data)
+        with storage_errors("data sets"):
+            write_atomically(path, data)
 
     def _read(self, path: Path, *, newest: bool = False) -> bytes:
         """What lies here; if nothing does, or somebody else may have written since, from there. Raises
@@ -162,7 +164,8 @@ class DatasetStore:
             data = self._objects.get(self._object(path), limit=_MAX_BYTES)
         except (ObjectMissing, ObjectTooLong):
             raise FileNotFoundError(path.name) from None
-        write_atomically(path, data)
+        with storage_errors("data sets"):
+            write_atomically(path, data)
         return data
 
     def _object(self, path: Path) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import logging
 import os
 import signal
@@ -33,6 +32,7 @@ from app.training.records import JobRecords
 from app.training.session import Context, Lost, Session
 from app.training.trainer import Interrupted
 from prompt_store import Fenced, PromptStore, StoreError
+from prompt_store.durable import NO_ROOM
 
 ENDED = os.EX_OK
 STOPPED = os.EX_TEMPFAIL
@@ -95,7 +95,7 @@ def error_of(error: Exception) -> JobError:
     if isinstance(error, torch.OutOfMemoryError):
         return JobError(code="out_of_memory", message="the accelerator's memory does not hold one row of this job")
     if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in NO_ROOM
         return JobError(code="storage_full" if full else "storage_failed", message=error.strerror or "storage failed")
     assert isinstance(error, ChorusError | StoreError)
     row = error.row if isinstance(error, InvalidDataset) else None

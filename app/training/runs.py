@@ -139,6 +139,8 @@ class Run:
         """Why an ended run has no outcome."""
         if self.place.bad_steps >= BAD_STEPS:
             return Diverged(f"the loss was not finite {BAD_STEPS} steps in a row; try a smaller learning rate")
+        if self.place.done and 0 < self.place.step <= self.place.bad_steps:  # ended early: it has learned nothing
+            return Diverged("no step gave a finite loss; try a smaller learning rate")
         if self.place.done and self.place.best is None:
             return Diverged("no evaluation gave a finite loss; try a smaller learning rate")
         return None

@@ -26,7 +26,7 @@ from app.training.datasets import DatasetStore
 from app.training.evaluate import Evaluator
 from app.training.examples import Encoded, Encoder, split_rows
 from app.training.gradients import Fill
-from app.training.job import Status
+from app.training.job import JobResult, Status
 from app.training.memory import Budget, make_budget
 from app.training.methods import METHODS, SearchedMethod
 from app.training.plan import Plan
@@ -39,12 +39,13 @@ from app.training.searching import Search
 from app.training.sources import read_version
 from app.training.surroundings import SAMPLE_ROWS
 from app.training.trainer import Interrupted, Outcome, Trainer
-from prompt_store import PromptStore, StoreUnavailable
+from prompt_store import PromptStore, StorageFull, StoreUnavailable
 
 T = TypeVar("T")
 
 PATIENCE_S, RETRY_S = 60.0, 0.5
-"""How long to wait for a Redis that is away before leaving the job to a later attempt, and how often to ask."""
+"""How long to wait for a Redis that is away before leaving the job to a later attempt, and how often to ask.
+For room on a full disk the wait is as long, but then the job fails: a later attempt would come to the same end."""
 
 STAGES: dict[Status, str] = {"evaluating": "evaluate", "publishing": "publish"}
 """What traces call the time after a job has moved there."""
@@ -287,7 +288,7 @@ class Session:
         self._stages.begin(STAGES[to])
 
     def _finish(self, publisher: Publisher, trained: Sequence[Trained]) -> None:
-        result, verdict = self._patiently(lambda: publisher.publish(*trained))
+        result, verdict = self._publish(publisher, trained)
         reply = self._patiently(
             lambda: self._context.records.move(
                 self._job_id, "succeeded", attempt=self._attempt, result=result, **_compared(verdict)
@@ -296,14 +297,28 @@ class Session:
         if reply != "moved":
             raise Lost(reply)
 
+    def _publish(self, publisher: Publisher, trained: Sequence[Trained]) -> tuple[JobResult, Verdict]:
+        """What was committed is a version, also where the disk filled up between the commit and its record file."""
+        try:
+            return self._patiently(lambda: publisher.publish(*trained))
+        except StorageFull:
+            versions = self._patiently(lambda: self._context.store.find_publications(self._job_id))
+            if not versions:
+                raise
+            return JobResult.of(versions), Verdict(promote=False)
+
     def _patiently(self, call: Callable[[], T]) -> T:
-        """The call's result, asked for again while Redis is away. Every call made so may be repeated without harm."""
+        """The call's result, asked for again while Redis is away or the disk is full. Every call made so may be
+        repeated without harm. Raises Interrupted, StorageFull."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 return call()
-            except (StoreUnavailable, redis.ConnectionError, redis.TimeoutError):
-                if time.monotonic() > deadline or self._context.stop.is_set():
+            except (StoreUnavailable, redis.ConnectionError, redis.TimeoutError) as error:
+                stopping = self._context.stop.is_set()
+                if time.monotonic() > deadline and isinstance(error, StorageFull) and not stopping:
+                    raise
+                if time.monotonic() > deadline or stopping:
                     raise Interrupted from None
                 time.sleep(RETRY_S)
 

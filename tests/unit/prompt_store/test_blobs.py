@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import resource
+import stat
 import subprocess
 import sys
 import time
@@ -14,8 +15,20 @@ from pathlib import Path
 
 import pytest
 
-from prompt_store import BlobNotFound, BlobStore, CorruptBlob, InvalidBlob, InvalidName, StoreUnavailable
+from prompt_store import (
+    BlobNotFound,
+    BlobStore,
+    CorruptBlob,
+    InvalidBlob,
+    InvalidName,
+    MemoryMetadata,
+    PromptStore,
+    StorageFull,
+    StoreUnavailable,
+)
 from prompt_store.durable import locked
+from prompt_store.testing import EXAMPLE_SPEC, example_meta, example_tensors
+from tests.full_disk import small_disk
 
 DATA = bytes(range(256)) * 40
 
@@ -79,9 +92,82 @@ def test_put_when_the_disk_refuses_leaves_nothing(
         patch.setattr(os, call, refuse)
         with pytest.raises(StoreUnavailable, match=os.strerror(code)) as caught:
             blobs.put(DATA)
+        assert isinstance(caught.value, StorageFull) == (code == errno.ENOSPC)
     assert str(blobs.root) not in caught.value.message
     assert leftovers(blobs) == []
     blobs.put(DATA)
+
+
+def test_put_when_the_disk_is_full_in_earnest_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    """A disk of 64 KiB, filled by blobs until the system refuses one; what was there before is whole."""
+    code = """
+import os, sys
+from pathlib import Path
+from prompt_store import BlobStore, StorageFull
+blobs = BlobStore(Path(sys.argv[1]))
+kept = []
+try:
+    for n in range(100):
+        kept.append(blobs.put(bytes([n]) * 6000))
+except StorageFull as error:
+    assert "No space left" in error.message, error.message
+    assert sorted(os.listdir(blobs.root / "blobs")) == sorted(digest + ".safetensors" for digest in kept)
+    assert [len(blobs.read(digest)) for digest in kept] == [6000] * len(kept)
+    os.unlink(blobs.path(kept[0]))
+    blobs.put(bytes([99]) * 6000)
+    sys.exit(7)
+"""
+    disk = tmp_path / "disk"
+    command = [*small_disk(disk, 64), sys.executable, "-c", code, str(disk)]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 7
+
+
+def test_put_when_the_folder_cannot_be_flushed_is_not_acknowledged(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the rename: the blob has its name, and may lose it with the power. Once it can be flushed, it is."""
+    real, flushed = os.fsync, list[bool]()
+
+    def fsync(fd: int) -> None:
+        folder = stat.S_ISDIR(os.fstat(fd).st_mode)
+        flushed.append(folder)
+        if folder:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        for _ in range(2):  # the second finds the blob there, and must not take that for good
+            with pytest.raises(StoreUnavailable, match=os.strerror(errno.EIO)):
+                blobs.put(DATA)
+    assert flushed == [False, True, True]
+    assert blobs.read(blobs.put(DATA)) == DATA
+    assert len(leftovers(blobs)) == 1
+
+
+def test_publish_when_the_folder_cannot_be_flushed_makes_no_version(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, real, meta = PromptStore(MemoryMetadata(), blobs), os.fsync, example_meta()
+
+    def fsync(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}") == str(blobs.root / "blobs"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    def publish() -> int:
+        tensors = example_tensors(meta)
+        made = store.publish(task="sentiment", meta=meta, tensors=tensors, publication="job-1", spec=EXAMPLE_SPEC)
+        return made.version.number
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                publish()
+    assert (store.epoch(), store.list_tasks()) == (0, ([], False))
+    assert publish() == 1
+    assert store.fsck().ok
 
 
 def test_put_when_the_file_size_is_limited_is_refused_and_leaves_nothing(blobs: BlobStore) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import redis
@@ -12,6 +14,7 @@ from app.errors import IdempotencyConflict, InvalidDataset, JobNotFound, StoreDo
 from app.training import keys
 from app.training.connection import connect
 from app.training.datasets import DatasetStore
+from app.training.job import Job
 from app.training.jobs import JobStore
 from app.training.queue import Dispatcher, open_queue
 from app.training.records import JobRecords
@@ -41,9 +44,19 @@ def test_bad_rows_leave_no_job(jobs: JobStore) -> None:
     assert jobs.list() == ((), False)
 
 
-def test_parallel_submissions_with_one_key_make_one_job(jobs: JobStore, client: redis.Redis) -> None:
-    with ThreadPoolExecutor(20) as pool:
-        found = list(pool.map(lambda _: jobs.submit(mood_request(), "key-1"), range(20)))
+def test_parallel_submissions_with_one_key_make_one_job(
+    jobs: JobStore, client: redis.Redis, record_property: Callable[[str, object], None]
+) -> None:
+    tries = 100
+    together = Barrier(tries)
+
+    def submit(_: int) -> tuple[Job, bool]:
+        together.wait(30)
+        return jobs.submit(mood_request(), "key-1")
+
+    with ThreadPoolExecutor(tries) as pool:
+        found = list(pool.map(submit, range(tries)))
+    record_property("tries", tries)
     assert len({job.id for job, _ in found}) == 1
     assert sum(created for _, created in found) == 1
     assert len(jobs.list()[0]) == 1
