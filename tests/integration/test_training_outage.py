@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from app.training.session import PATIENCE_S
 from tests.redis_server import RedisServer
 from tests.training_site import (
     LEASE_S,
@@ -49,11 +50,13 @@ def site(server: RedisServer, tmp_path: Path) -> Iterator[Installation]:
 def test_worker_that_loses_redis_while_it_learns_stops_its_trainer_and_goes_on_when_it_is_back(
     site: Installation, server: RedisServer
 ) -> None:
-    job_id = site.submit(steps=2000)
+    job_id = site.submit(steps=300)
     worker = site.start_worker()
     site.wait_in_attempt(worker, job_id, 1, at_step(5))
     server.freeze()
+    began = time.monotonic()
     wait_until(lambda: trainer_of(worker) is None, lambda: "the trainer computes on without a lease")
+    assert time.monotonic() - began < PATIENCE_S - 10, "it waited as long as a trainer does that nobody stops"
     assert worker.poll() is None
     server.thaw()
     job = site.wait_for_end(job_id)
