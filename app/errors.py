@@ -20,6 +20,7 @@ ChorusError
 ├── Overloaded                 the bounded queue is full; carries `retry_after_s`
 ├── Unavailable                carries `retry_after_s`
 │   ├── Draining               this replica is stopping
+│   │   └── CutOff             … and did, while this request was being answered
 │   ├── StoreDown              the registry cannot be written or read now
 │   └── VersionUnavailable     a version exists but failed verification here
 ├── DeadlineExceeded           `timeout_s` ran out
@@ -127,6 +128,10 @@ class Unavailable(ChorusError):
 
 class Draining(Unavailable):
     code = "draining"
+
+
+class CutOff(Draining):
+    code = "cut_off"
 
 
 class StoreDown(Unavailable):

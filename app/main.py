@@ -27,7 +27,7 @@ from app.interchange.importing import Interchange
 from app.registry import Registry
 from app.settings import Settings
 from app.telemetry import Metrics, configure_logging
-from app.telemetry.metrics import engine_readings, engine_tallies
+from app.telemetry.metrics import engine_readings, engine_tallies, process_readings
 from app.telemetry.tracing import Tracer, check_extra, open_tracer
 from app.training import DatasetStore, JobStore
 from prompt_store import PromptStore, StoreError
@@ -115,6 +115,7 @@ def _lifespan(
             services = app.state.services = await _start(settings, parts, access, drain, metrics, stack)
             jobs = JobReadings(services.jobs)
             await stack.enter_async_context(jobs.followed())
+            metrics.observe("process", process_readings)
             metrics.observe("training", jobs)
             metrics.observe("registry", services.registry.readings)
             metrics.observe("engine", lambda: engine_readings(services.engine.stats()))

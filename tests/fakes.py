@@ -20,8 +20,8 @@ from app.engine.answers import label_answer
 from app.errors import (
     ChorusError,
     ContextTooLong,
+    CutOff,
     DeadlineExceeded,
-    Draining,
     EngineFailure,
     Overloaded,
     RequestCancelled,
@@ -224,7 +224,7 @@ class FakeEngineService:
             self.cancelled += 1
             raise
         if self._stopped.is_set():
-            raise Draining("this replica stopped before the answer was there")
+            raise CutOff("this replica stopped before the answer was there")
 
     def _usage(self, prompt: LoadedPrompt, input: Mapping[str, str], completion: int) -> Usage:
         return Usage(sum(len(text.split()) for text in input.values()), completion, prompt.num_virtual_tokens)

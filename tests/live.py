@@ -27,9 +27,10 @@ class Live:
 
 
 @contextmanager
-def serving(app: FastAPI) -> Iterator[Live]:
-    """Serve `app` until the block ends. What a drain leaves over is cut off as `app.main.serve` does."""
-    listener = bind("127.0.0.1", 0)
+def serving(app: FastAPI, port: int = 0) -> Iterator[Live]:
+    """Serve `app` on a port, or a free one, until the block ends. What a drain leaves over is cut off as
+    `app.main.serve` does."""
+    listener = bind("127.0.0.1", port)
 
     async def cut_off() -> None:
         await app.state.services.engine.stop(0)

@@ -24,7 +24,7 @@ from app.api.auth import OPEN_PATHS, Access, Account, Gatekeeper, account, route
 from app.api.body import EdgeLimits, check_head, read_body, replay
 from app.api.drain import Drain
 from app.api.errors import error_response, status_of
-from app.errors import Draining
+from app.errors import CutOff
 from app.settings import Settings
 from app.telemetry import Metrics, request_id
 from app.telemetry.ids import new_id
@@ -71,7 +71,7 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        exchange = Exchange(scope, send, _request_id(headers), self._limits, self._trace(scope, headers))
+        exchange = Exchange(scope, send, _request_id(headers), self._limits, self._trace(scope, headers), self._drain)
         token = request_id.set(exchange.request_id)
         counted = scope["path"] not in OPEN_PATHS
         with entered(exchange.span):
@@ -107,7 +107,7 @@ class Guard:
         except asyncio.CancelledError:
             if not self._drain.draining:
                 raise
-            await exchange.fail(Draining("this replica stopped before the answer was there"))
+            await exchange.fail(CutOff("this replica stopped before the answer was there"))
         except Exception as error:
             await exchange.fail(error)
 
@@ -174,7 +174,7 @@ class Guard:
 class Exchange:
     """One request and its answer: marks the answer's head, remembers its status, turns a failure into an answer."""
 
-    def __init__(self, scope: Scope, send: Send, request_id: str, limits: EdgeLimits, span: Span) -> None:
+    def __init__(self, scope: Scope, send: Send, request_id: str, limits: EdgeLimits, span: Span, drain: Drain) -> None:
         self.scope = scope
         self.request_id = request_id
         self.span = span
@@ -184,6 +184,7 @@ class Exchange:
         self.before_head: Callable[[], Awaitable[None]] | None = None
         self._send = send
         self._send_s = limits.send_s
+        self._drain = drain
 
     async def send(self, message: Message) -> None:
         """Raises ClientDisconnect when the client reads nothing for `send_s`: a stalled reader must not hold a row."""
@@ -194,6 +195,8 @@ class Exchange:
             marks = MutableHeaders(raw=message.setdefault("headers", []))
             marks["x-request-id"] = self.request_id
             marks["x-content-type-options"] = "nosniff"
+            if self._drain.draining:
+                marks["connection"] = "close"  # its next request is another replica's
             if (traceparent := self.span.traceparent) is not None:
                 marks["traceresponse"] = traceparent
         try:

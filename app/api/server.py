@@ -7,8 +7,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from types import FrameType
 from typing import cast
 
@@ -28,13 +30,16 @@ HEAD_S = 10.0
 KEEP_ALIVE_S = 75
 HEAD_BYTES = 32 << 10
 CLOSING_S = 5
+LAST_HEAD_S = 1.0
+ACCEPTING_S = 0.05
 
 
 class Protocol(H11Protocol):
     """h11, but a head that does not arrive in `HEAD_S` ends the connection, and whoever is refused before all was sent
-    gets to read why."""
+    gets to read why. When the server ends, a request that is under way is still answered: `shutdown`."""
 
     _head_deadline: asyncio.TimerHandle | None = None
+    _is_last = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, LingeringTransport(transport, self, self._unread)))
@@ -50,6 +55,8 @@ class Protocol(H11Protocol):
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._head_arrived()
+        if self._is_last and self.cycle is not None:
+            self.cycle.keep_alive = False
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -57,6 +64,17 @@ class Protocol(H11Protocol):
             self._head_arrived()  # between two requests the keep-alive timer watches
             if self.conn.trailing_data[0]:
                 self._await_head()  # unless a part of the next one is there already
+
+    def shutdown(self) -> None:
+        """End the connection once the answer that it is waiting for is out. A request may be on its way without a byte
+        of it read: a connection closed then is reset, and its client cannot know whether it was heard. So one that is
+        new, or has begun a head, or has bytes waiting, gets `LAST_HEAD_S` to say it all, and hears that we drain."""
+        self._is_last = True
+        if self._head_deadline is not None or (self._rests() and self._bytes_wait()):
+            self._head_arrived()
+            self._head_deadline = self.loop.call_later(LAST_HEAD_S, self.transport.close)
+        else:
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """A message that is not HTTP gets the shape of every other error, if there is still somebody to read it."""
@@ -79,6 +97,16 @@ class Protocol(H11Protocol):
 
     def _unread(self) -> bool:
         return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
+
+    def _rests(self) -> bool:
+        """Between two requests."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _bytes_wait(self) -> bool:
+        """Whether the client has sent what nobody has read yet. Its having ended the connection is no such thing."""
+        with suppress(OSError), socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as peek:
+            return bool(peek.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        return False
 
     def _await_head(self) -> None:
         self._head_deadline = self.loop.call_later(HEAD_S, self.transport.abort)
@@ -118,6 +146,31 @@ class Server(uvicorn.Server):
                 await self._cut_off()
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listener, but answer whoever had connected by then: the kernel resets those that nobody accepts."""
+        if self.force_exit:
+            await super().shutdown(sockets)
+            return
+        loop = asyncio.get_running_loop()
+        with self._listener.dup() as listener:
+            for server in self.servers:
+                server.close()
+            arrived = list(_accepted(listener))
+        for connection in arrived:
+            await loop.connect_accepted_socket(self._protocol, connection)
+        await asyncio.sleep(ACCEPTING_S)  # until those that the loop took in just before have a protocol too
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> Protocol:
+        return Protocol(self.config, self.server_state, self.lifespan.state)
+
+
+def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
+    """All connections that wait now."""
+    with suppress(OSError):
+        while True:
+            yield listener.accept()[0]
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -12,7 +12,7 @@ from app.backbone import BackboneTokenizer, Decoding, LoadedPrompt, Row
 from app.engine.answers import Answer, Coupled, Timing, Usage, label_answer
 from app.engine.detokenizer import TextStream
 from app.engine.types import Event, FinishReason, Request, RowRequest
-from app.errors import ChorusError, DeadlineExceeded, Draining, EngineFailure, RequestCancelled
+from app.errors import ChorusError, CutOff, DeadlineExceeded, EngineFailure, RequestCancelled
 
 
 class Inbox:
@@ -194,7 +194,7 @@ def raise_unfinished(finish: FinishReason | None) -> None:
     if finish == "timeout":
         raise DeadlineExceeded("the deadline passed before the answer was there", param="timeout_s")
     if finish == "drain":
-        raise Draining("this replica stopped before the answer was there")
+        raise CutOff("this replica stopped before the answer was there")
 
 
 Outcome = Flight | ChorusError

@@ -6,6 +6,8 @@ takes registered names only, and a bounded number of them: what a caller types n
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -64,6 +66,11 @@ def engine_tallies(stats: object) -> dict[str, dict[str, Tally]]:
         name: {phase: getattr(stats, field) for phase, field in fields.items()}
         for name, fields in ENGINE_TALLIES.items()
     }
+
+
+def process_readings() -> dict[str, float]:
+    """What this process has going; for the thread of its event loop. Either number that only grows is a leak."""
+    return {"asyncio_tasks": float(len(asyncio.all_tasks())), "process_threads": float(threading.active_count())}
 
 
 class Metrics:

@@ -12,11 +12,14 @@ from app.cli.bench.load import Budget, Load
 from app.cli.bench.outcomes import Run
 from app.cli.bench.wire import Wire
 from benchmarks.endurance.replica import Replica
-from benchmarks.endurance.site import CLIENTS, STARTERS, answered_s, failures, load_of, ms, process_of, redis_url
+from benchmarks.endurance.site import CLIENTS, STARTERS, answered_s, codes_of, load_of, ms, process_of, redis_url, told
+from benchmarks.endurance.verdict import Found, Section, section
 from benchmarks.running import Running, running_service
 
+STREAMED = 0.5
 
-def run(seconds: float) -> str:
+
+def run(seconds: float) -> Section:
     """The page's section."""
     with running_service() as running:
         server = process_of(running, "valkey")
@@ -27,12 +30,14 @@ def run(seconds: float) -> str:
         finally:
             os.kill(server, signal.SIGCONT)
         after = asyncio.run(ask(running.url, min(15.0, seconds)))
-    return section(calm, hung, after, newcomer, started_s=started_s, seconds=seconds)
+    return verdict(calm, hung, after, newcomer, started_s=started_s, seconds=seconds)
 
 
 async def ask(url: str, seconds: float) -> Run:
     async with Wire(url, None) as wire:
-        return await Load(wire, load_of(*STARTERS)).closed(CLIENTS, Budget(seconds=seconds, requests=None))
+        return await Load(wire, load_of(*STARTERS, streamed=STREAMED)).closed(
+            CLIENTS, Budget(seconds=seconds, requests=None)
+        )
 
 
 async def _while_it_hangs(running: Running, seconds: float) -> tuple[Run, float, Run]:
@@ -47,25 +52,24 @@ async def _while_it_hangs(running: Running, seconds: float) -> tuple[Run, float,
         return await whole, started_s, newcomer
 
 
-def section(calm: Run, hung: Run, after: Run, newcomer: Run, *, started_s: float, seconds: float) -> str:
-    lines = [
-        "## Redis hangs",
-        "",
-        f"Its process is stopped for {seconds:.0f} s under a closed loop of {CLIENTS} clients on {len(STARTERS)} known "
-        "tasks; a second replica is started meanwhile, on the same data folder.",
-        "",
-        "| | answered | failed | p99 |",
-        "|---|---|---|---|",
+def verdict(calm: Run, hung: Run, after: Run, newcomer: Run, *, started_s: float, seconds: float) -> Section:
+    """Redis hung from the start of `hung` to its end; `newcomer` was answered by the replica started meanwhile."""
+    found = [
         _row("before", calm),
         _row("while it hangs", hung),
         _row(f"the replica that was started meanwhile, ready after {started_s:.0f} s", newcomer),
         _row("after", after),
-        "",
-        "Goal: no failure.",
+        Found("started while it hangs", f"after {started_s:.0f} s", f"< {seconds:.0f} s", started_s < seconds),
     ]
-    return "\n".join(lines)
+    return section(
+        "Redis hangs",
+        f"Its process is stopped for {seconds:.0f} s under a closed loop of {CLIENTS} clients on {len(STARTERS)} known "
+        f"tasks, {STREAMED:.0%} of it streams; a second replica is started meanwhile, on the same data folder.",
+        found,
+    )
 
 
-def _row(name: str, run: Run) -> str:
-    answered = answered_s(run)
-    return f"| {name} | {len(answered)} | {failures(run)} | {ms(answered, 0.99)} |"
+def _row(name: str, run: Run) -> Found:
+    answered, codes = answered_s(run), codes_of(run)
+    measured = f"{len(answered)} answered, p99 {ms(answered, 0.99)}; failed: {told(codes)}"
+    return Found(name, measured, "no failure", bool(answered) and not codes)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from benchmarks.running import free_port, wait_until_ready
 
+START_S = 600.0  # on a machine whose cores are all taken
+
 
 class Replica:
     """`chorus serve` on a port of its own, that can be stopped as a cluster stops it, and started anew. What it says
@@ -31,7 +33,7 @@ class Replica:
         environment = {**os.environ, **self._settings}
         command = [sys.executable, "-m", "app", "serve"]
         self._process = subprocess.Popen(command, env=environment, stdout=self._log, stderr=self._log)
-        wait_until_ready(self.url, self._process)
+        wait_until_ready(self.url, self._process, timeout_s=START_S)
 
     def stop(self) -> int:
         """SIGTERM, and the exit status."""

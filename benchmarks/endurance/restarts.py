@@ -5,35 +5,82 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections import Counter
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from app.cli.bench.load import Budget, Load
 from app.cli.bench.outcomes import Run
 from app.cli.bench.wire import Wire
 from benchmarks.endurance.proxy import Proxy
 from benchmarks.endurance.replica import Replica
-from benchmarks.endurance.site import CLIENTS, STARTERS, answered_s, failures, load_of, ms, redis_url
+from benchmarks.endurance.site import (
+    CLIENTS,
+    STARTERS,
+    answered_s,
+    codes_of,
+    load_of,
+    ms,
+    open_store,
+    publish_text_task,
+    redis_url,
+    told,
+    until_answered,
+)
+from benchmarks.endurance.verdict import Found, Section, section
 from benchmarks.running import running_service
 
+STREAMED = 0.5
+TEXTS, TOKENS = ("endurance-a", "endurance-b"), 64
+LONG_TEXTS, LONG_TOKENS = ("endurance-long-a", "endurance-long-b"), 384
+SHORT_S = 0.0
+CUT = "cut_off"
 
-def run(restarts: int) -> str:
+
+class Rolled(NamedTuple):
+    """`exits` counts status codes; `streams` are those among the answered."""
+
+    run: Run
+    exits: Counter[int]
+    passed_over: Counter[str]
+    failed: Counter[str]
+
+    @property
+    def streams(self) -> int:
+        return sum(one.first is not None and one.codes == (None,) for one in self.run.outcomes)
+
+
+def run(restarts: int) -> Section:
     """The page's section."""
-    with running_service() as running, tempfile.TemporaryDirectory(prefix="chorus-restarts-") as folder:
+    with running_service() as running, open_store(running) as store:
+        for names, tokens in ((TEXTS, TOKENS), (LONG_TEXTS, LONG_TOKENS)):
+            for name in names:
+                publish_text_task(running, store, name, tokens=tokens)
         settings = {"CHORUS_REDIS_URL": redis_url(running), "CHORUS_BLOB_DIR": str(running.data_dir / "blobs")}
-        homes = [Path(folder) / name for name in "ab"]
-        with ExitStack() as stack:
-            replicas = []
-            for home in homes:
-                home.mkdir()
-                replicas.append(stack.enter_context(closing(Replica(home, home / "replica.log", settings))))
-                replicas[-1].start()
-            return asyncio.run(_roll(replicas, restarts))
+        with _replicas(settings) as replicas:
+            whole = asyncio.run(_roll(replicas, (*STARTERS, *TEXTS), restarts))
+        with _replicas(settings | {"CHORUS_DRAIN_S": str(SHORT_S)}) as replicas:
+            short = asyncio.run(_roll(replicas, LONG_TEXTS, max(4, restarts // 5)))
+    return verdict(whole, short)
 
 
-async def _roll(replicas: list[Replica], restarts: int) -> str:
+@contextmanager
+def _replicas(settings: dict[str, str]) -> Iterator[list[Replica]]:
+    with tempfile.TemporaryDirectory(prefix="chorus-restarts-") as folder, ExitStack() as stack:
+        replicas = []
+        for home in (Path(folder) / name for name in "ab"):
+            home.mkdir()
+            replicas.append(stack.enter_context(closing(Replica(home, home / "replica.log", settings))))
+            replicas[-1].start()
+            for name in (*TEXTS, *LONG_TEXTS):
+                until_answered(replicas[-1].url, name)
+        yield replicas
+
+
+async def _roll(replicas: Sequence[Replica], tasks: Sequence[str], restarts: int) -> Rolled:
     async with Proxy([one.port for one in replicas]) as proxy, Wire(f"http://127.0.0.1:{proxy.port}", None) as wire:
-        load = Load(wire, load_of(*STARTERS))
+        load = Load(wire, load_of(*tasks, streamed=STREAMED))
         asking = asyncio.create_task(load.closed(CLIENTS, Budget(seconds=24 * 3600, requests=None)))
         exits: Counter[int] = Counter()
         for turn in range(restarts):
@@ -42,25 +89,43 @@ async def _roll(replicas: list[Replica], restarts: int) -> str:
             await asyncio.to_thread(one.start)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        return section(load.run, exits, proxy.retried, restarts)
+        return Rolled(load.run, exits, proxy.passed_over, proxy.failed)
 
 
-def section(run: Run, exits: Counter[int], retried: int, restarts: int) -> str:
-    answered = answered_s(run)
-    ended = ", ".join(f"{count} with status {code}" for code, count in sorted(exits.items()))
-    return "\n".join(
-        [
-            "## Rolling restarts",
-            "",
-            f"{restarts} restarts, each of one of two replicas behind a proxy, under a closed loop of {CLIENTS} "
-            f"clients on {len(STARTERS)} tasks. The proxy asks the other replica where one refuses or drains.",
-            "",
-            "| | measured | goal |",
-            "|---|---|---|",
-            f"| restarts | {ended} | {restarts} with 0 |",
-            f"| answered | {len(answered)} | |",
-            f"| failed | {failures(run)} | 0 |",
-            f"| asked of the other replica | {retried} | |",
-            f"| p50, p99 | {ms(answered, 0.5)}, {ms(answered, 0.99)} | |",
-        ]
+def verdict(whole: Rolled, short: Rolled) -> Section:
+    """`whole` had the time to finish what ran, `short` had not."""
+    answered, cut = answered_s(whole.run), codes_of(short.run)[CUT]
+    codes, silent = codes_of(whole.run), codes_of(short.run) - Counter({CUT: cut})
+    unexplained = short.failed - Counter({f"503 {CUT}": short.failed[f"503 {CUT}"]})
+    restarts = whole.exits.total()
+    found = [
+        Found("restarts", _exits(whole.exits), f"{restarts} with 0", whole.exits[0] == restarts),
+        Found("answered, streams among them", f"{len(answered)}, {whole.streams}", "streams too", whole.streams > 0),
+        Found("failed, as the clients saw it", told(codes), "0", not codes),
+        Found("failed, as the proxy saw it", told(whole.failed), "0", not whole.failed),
+        Found("asked of another connection", told(whole.passed_over)),
+        Found("p50, p99", f"{ms(answered, 0.5)}, {ms(answered, 0.99)}"),
+        Found(
+            f"{short.exits.total()} restarts that leave {SHORT_S:g} s to what runs",
+            _exits(short.exits),
+            "all with 0",
+            short.exits[0] == short.exits.total(),
+        ),
+        Found("cut off, and told so", f"{cut} of {len(short.run.outcomes)}", "some", cut > 0),
+        Found("cut off without a word", told(silent | unexplained), "0", not silent and not unexplained),
+    ]
+    return section(
+        "Rolling restarts",
+        f"{restarts} restarts, each of one of two replicas behind a proxy, under a closed loop of {CLIENTS} clients on "
+        f"{len(STARTERS)} tasks with labels and {len(TEXTS)} that write {TOKENS} tokens; {STREAMED:.0%} of the "
+        "requests ask for a stream. The proxy asks again only where nothing can have been done: nobody took the "
+        "connection, a kept connection had ended before a byte was sent, or the replica said with 503, `Retry-After` "
+        "and `draining` or `not_ready` that it did not take the request. Then restarts that leave no time to what "
+        f"runs, up to {LONG_TOKENS} tokens: that is cut off, and has to be told (`{CUT}`, as an answer or as "
+        "a stream's last event).",
+        found,
     )
+
+
+def _exits(exits: Counter[int]) -> str:
+    return ", ".join(f"{count} with status {code}" for code, count in sorted(exits.items()))

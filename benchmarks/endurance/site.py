@@ -7,7 +7,7 @@ import itertools
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 
 from app.cli.bench.outcomes import Run, percentile
-from app.cli.bench.workload import Target, Workload
+from app.cli.bench.workload import Shot, Target, Workload
 from app.supervisor.embedded import running_url, server_folder
 from benchmarks.running import Running, checked
 from prompt_store import BackboneRef, Decoding, PromptMeta, PromptStore, TaskSpec
@@ -38,8 +38,8 @@ def open_store(running: Running) -> Iterator[PromptStore]:
         yield store
 
 
-def publish_text_task(running: Running, store: PromptStore, name: str, *, seed: int = 0) -> None:
-    """A version of random vectors that writes `TOKENS` tokens; it becomes the task's `prod`."""
+def publish_text_task(running: Running, store: PromptStore, name: str, *, seed: int = 0, tokens: int = TOKENS) -> None:
+    """A version of random vectors that writes `tokens` tokens at most; it becomes the task's `prod`."""
     backbone = checked(httpx.get(f"{running.url}/health", timeout=30))["backbone"]
     hidden = hidden_size(store)
     ref = BackboneRef(name=backbone["name"], fingerprint=backbone["fingerprint"], hidden_size=hidden)
@@ -50,7 +50,7 @@ def publish_text_task(running: Running, store: PromptStore, name: str, *, seed: 
         method={"type": "prompt_tuning"},
         backbone=ref,
         num_virtual_tokens=VIRTUAL,
-        decoding=Decoding(max_tokens=TOKENS),
+        decoding=Decoding(max_tokens=tokens),
     )
     vectors = np.random.default_rng(seed).normal(0, 0.02, (VIRTUAL, hidden)).astype(np.float32)
     store.publish(
@@ -79,9 +79,13 @@ def until_answered(url: str, task: str, *, timeout_s: float = 30) -> None:
         time.sleep(0.1)
 
 
-def load_of(*tasks: str, seed: int = 0) -> Workload:
+def load_of(*tasks: str, streamed: float = 0.0, seed: int = 0) -> Iterator[Shot]:
+    """Requests of one row without end; a share of `streamed` of them asks for events."""
     targets = [Target(task, 1.0, ("text",), streams=True) for task in tasks]
-    return Workload(targets, words=WORDS, stream=False, seed=seed)
+    dice = random.Random(seed)
+    whole, flowing = (Workload(targets, words=WORDS, stream=stream, seed=seed) for stream in (False, True))
+    while True:
+        yield next(flowing if dice.random() < streamed else whole)
 
 
 def answered_s(run: Run) -> list[float]:
@@ -89,10 +93,15 @@ def answered_s(run: Run) -> list[float]:
     return sorted(one.seconds for one in run.outcomes if one.codes == (None,))
 
 
-def failures(run: Run) -> str:
-    """How many requests failed with which code, the most frequent first; `0` for none."""
-    codes = Counter(code for one in run.outcomes for code in one.codes if code is not None)
-    return ", ".join(f"{count} {code}" for code, count in codes.most_common()) or "0"
+def codes_of(run: Run) -> Counter[str]:
+    """How often a row failed with which code. A stream that broke off without its last event has one: `stream_cut`
+    or `connection_lost`."""
+    return Counter(code for one in run.outcomes for code in one.codes if code is not None)
+
+
+def told(counts: Mapping[str, int]) -> str:
+    """Kinds and how many, the most frequent first; `0` for none."""
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(counts).most_common()) or "0"
 
 
 def ms(values: Sequence[float], share: float) -> str:
@@ -124,3 +133,8 @@ def resident_mib(pid: int) -> float:
 
 def descriptors(pid: int) -> int:
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def threads(pid: int) -> int:
+    """Those of the operating system, whoever started them."""
+    return sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_what_outlasts_the_drain_is_told_so(tmp_path: Path, redis_server_url: st
         wait_until(lambda: len(world.engine.asked) == 2)
         live.server.handle_exit(signal.SIGTERM, None)
         cut = single.result(HANG_S)
-        assert (cut.status_code, cut.json()["error"]["code"]) == (503, "draining")
+        assert (cut.status_code, cut.json()["error"]["code"]) == (503, "cut_off")
         text = stream.result(HANG_S).text
         assert '"finish_reason": "drain"' in text
         assert text.endswith("data: [DONE]\n\n")
@@ -122,3 +122,89 @@ def test_connection_that_rests_between_requests_is_kept(world: World, monkeypatc
 def test_taken_address_is_said_with_the_remedy(world: World) -> None:
     with serving(world.app) as live, pytest.raises(server_module.AddressTaken, match="--port"):
         server_module.bind(live.host, live.port)
+
+
+REQUEST = b"GET /v1/tasks HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+
+
+def drained_with(live: Live, monkeypatch: pytest.MonkeyPatch, just_before: Callable[[], None]) -> None:
+    """Drain and end the server; `just_before` runs in its loop, which reads nothing from then on until it closes."""
+    ended = live.server.shutdown
+
+    async def shutdown(sockets: list[socket.socket] | None = None) -> None:
+        just_before()
+        await ended(sockets)
+
+    monkeypatch.setattr(live.server, "shutdown", shutdown)
+    live.server.handle_exit(signal.SIGTERM, None)
+
+
+def refusal_and_end(connection: socket.socket) -> None:
+    """The connection says that the request was not taken, and then ends without a reset."""
+    heard = b""
+    while received := connection.recv(4096):
+        heard += received
+    assert heard.startswith(b"HTTP/1.1 503")
+    assert b'"draining"' in heard
+    assert b"\r\nconnection: close\r\n" in heard.lower()
+
+
+def test_request_of_a_connection_nobody_accepted_is_told_that_the_replica_drains(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived: list[socket.socket] = []
+    with serving(world.app) as live:
+
+        def connect() -> None:
+            arrived.append(socket.create_connection((live.host, live.port), timeout=HANG_S))
+            arrived[0].sendall(REQUEST)
+
+        drained_with(live, monkeypatch, connect)
+        wait_until(lambda: arrived)
+        with arrived[0] as connection:
+            refusal_and_end(connection)
+
+
+def test_request_nobody_has_read_when_its_kept_connection_is_to_end_is_told_that_the_replica_drains(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(world.app) as live, socket.create_connection((live.host, live.port), timeout=HANG_S) as connection:
+        connection.sendall(REQUEST)
+        heard = b""
+        while not heard.endswith(b"}"):
+            heard += connection.recv(4096)
+        assert heard.startswith(b"HTTP/1.1 200")
+
+        def ask_and_end() -> None:
+            connection.sendall(REQUEST)
+            for one in live.server.server_state.connections:
+                one.shutdown()
+
+        drained_with(live, monkeypatch, ask_and_end)
+        refusal_and_end(connection)
+
+
+def test_connection_that_is_new_when_the_listener_closes_gets_to_ask(world: World) -> None:
+    with serving(world.app) as live, socket.create_connection((live.host, live.port), timeout=HANG_S) as connection:
+        wait_until(lambda: live.server.server_state.connections)
+        live.server.handle_exit(signal.SIGTERM, None)
+        wait_until(lambda: not live.server.servers[0].is_serving())
+        connection.sendall(REQUEST)
+        refusal_and_end(connection)
+
+
+def test_connection_that_never_asks_does_not_hold_up_the_end(world: World) -> None:
+    began = time.monotonic()
+    with serving(world.app) as live, socket.create_connection((live.host, live.port), timeout=HANG_S) as connection:
+        wait_until(lambda: live.server.server_state.connections)
+        live.server.handle_exit(signal.SIGTERM, None)
+        assert connection.recv(1) == b""
+    assert time.monotonic() - began < HANG_S / 2
+
+
+def test_kept_connection_ends_with_its_first_answer_of_a_drain(world: World) -> None:
+    with serving(world.app) as live, httpx.Client(base_url=live.url) as client:
+        assert "connection" not in client.get("/livez").headers
+        world.app.state.drain.begin()
+        world.app.state.drain.limit_s = HANG_S
+        assert client.get("/livez").headers["connection"] == "close"

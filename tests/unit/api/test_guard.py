@@ -256,7 +256,7 @@ def test_request_cut_off_by_the_stop_is_told_so(tmp_path: Path) -> None:
 
     call = Call(tmp_path, app, drain=drain)
     call()
-    assert (call.status, call.code) == (503, "draining")
+    assert (call.status, call.code) == (503, "cut_off")
 
 
 def test_request_in_flight_is_counted_until_it_has_ended(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 
 from app.engine import EngineStats
 from app.telemetry import Metrics, configure_logging, request_id
-from app.telemetry.metrics import ENGINE, MOST_TASKS, OTHER, engine_readings, engine_tallies
+from app.telemetry.metrics import ENGINE, MOST_TASKS, OTHER, engine_readings, engine_tallies, process_readings
 from app.telemetry.tally import Tally
 from app.training.census import NAMES
 
@@ -65,8 +67,24 @@ def test_level_is_obeyed(stream: io.StringIO) -> None:
     assert stream.getvalue() == ""
 
 
+@pytest.mark.anyio
+async def test_tasks_and_threads_are_those_that_run_now() -> None:
+    ended, before = threading.Event(), process_readings()
+    task = asyncio.create_task(asyncio.sleep(60))
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    during = process_readings()
+    task.cancel()
+    ended.set()
+    thread.join()
+    await asyncio.wait([task])
+    assert [during[name] - before[name] for name in ("asyncio_tasks", "process_threads")] == [1, 1]
+    assert process_readings() == before
+
+
 def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:
     metrics = Metrics()
+    metrics.observe("process", lambda: {"asyncio_tasks": 0.0, "process_threads": 0.0})
     metrics.observe("engine", lambda: engine_readings(EngineStats()))
     metrics.observe_tallies("engine", lambda: engine_tallies(EngineStats()))
     registry = {"registry_epoch", "registry_degraded", "registry_tasks", "registry_versions"}
