@@ -84,6 +84,7 @@ def test_followers_of_a_job_are_let_go(world: World, pool: ThreadPoolExecutor) -
     with serving(world.app) as live:
         job = httpx.post(f"{live.url}/v1/train", json={"task": "new", "training_data": {"inline": rows}}).json()
         url, headers = f"{live.url}/v1/train/{job['id']}/events", {"accept": "text/event-stream"}
+        wait_until(lambda: not world.app.state.drain.in_flight)  # the answered call is over on the server's side too
         following = pool.submit(httpx.get, url, headers=headers, timeout=HANG_S)
         wait_until(lambda: world.app.state.drain.in_flight)
         live.server.handle_exit(signal.SIGTERM, None)
