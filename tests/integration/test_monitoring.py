@@ -154,10 +154,14 @@ def test_panels_lie_side_by_side(name: str) -> None:
     assert len(ids) == len(set(ids))
 
 
+NOT_SHOWN = {"chorus_asyncio_tasks", "chorus_process_threads"}
+"""What a soak watches for leaks; no picture of them is needed from day to day."""
+
+
 def test_dashboards_show_every_metric_there_is(scrape: Scrape) -> None:
     shown = " ".join(EXPRESSIONS.values())
     families = {re.sub(r"_(bucket|sum|count|created)$", "", one) for one in scrape if one.startswith("chorus_")}
-    assert sorted(one for one in families if one not in shown) == []
+    assert {one for one in families if one not in shown} == NOT_SHOWN
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
