@@ -14,6 +14,7 @@ from app.api.application import build_application
 from app.api.auth import Access, open_access
 from app.api.body import EdgeLimits
 from app.api.calibration import Calibrator
+from app.api.connections import Connections
 from app.api.drain import Drain
 from app.api.job_readings import JobReadings
 from app.api.readiness import Readiness
@@ -66,7 +67,8 @@ def create_app(
     """
     tracer = tracer or open_tracer(settings.otlp_endpoint, service="chorus-api", share=settings.trace_share)
     access = access or open_access(settings)
-    drain, metrics = Drain(settings.drain_s), Metrics()
+    drain, metrics, connections = Drain(settings.drain_s), Metrics(), Connections(settings.max_connections)
+    metrics.observe("http", connections.readings)
     parts = Parts(store, backbone, engine, jobs, datasets)
     app = build_application(
         settings,
@@ -77,7 +79,7 @@ def create_app(
         tracer=tracer,
         lifespan=_lifespan(settings, parts, access, drain, metrics, tracer),
     )
-    app.state.drain = drain
+    app.state.drain, app.state.connections = drain, connections
     return app
 
 

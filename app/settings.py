@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     # limits of HTTP
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest JSON body.")
     max_upload_bytes: int = Field(64 << 20, ge=1024, description="Largest data set or prompt upload.")
+    max_connections: int = Field(
+        0, ge=0, description="Open connections; more are refused with 503. 0: as many as open files allow, less 256."
+    )
     max_inputs: int = Field(1024, ge=1, description="Inputs in one request.")
 
     # training

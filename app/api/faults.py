@@ -16,6 +16,7 @@ ChorusError
 ├── MisdirectedRequest    a host name that this keyless server does not answer to
 ├── HeadersTooLarge       too many header fields, or too long
 ├── NotReady              the readiness run failed
+├── TooManyConnections    more are open than this replica takes
 └── UnsafeExposure        settings that would listen beyond this machine without a key
 """
 
@@ -83,6 +84,10 @@ class HeadersTooLarge(ChorusError):
 
 class NotReady(Unavailable):
     code = "not_ready"
+
+
+class TooManyConnections(Unavailable):
+    code = "too_many_connections"
 
 
 class UnsafeExposure(ChorusError):

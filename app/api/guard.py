@@ -22,8 +22,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.auth import OPEN_PATHS, Access, Account, Gatekeeper, account, route_of
 from app.api.body import EdgeLimits, check_head, read_body, replay
+from app.api.connections import ABORT, SPARE
 from app.api.drain import Drain
 from app.api.errors import error_response, status_of
+from app.api.faults import TooManyConnections
 from app.errors import CutOff
 from app.settings import Settings
 from app.telemetry import Metrics, request_id
@@ -116,6 +118,8 @@ class Guard:
         check_head(scope, self._limits)
         if scope["path"] not in _QUIET:
             self._drain.check()
+            if scope.get(SPARE):
+                raise TooManyConnections("too many connections are open; close some, or ask through fewer")
         caller = self._gatekeeper.identify(scope["method"], scope["path"], headers)
         exchange.account = Account(caller)
         self._gatekeeper.check_scope(caller, scope["method"], scope["path"])
@@ -187,7 +191,8 @@ class Exchange:
         self._drain = drain
 
     async def send(self, message: Message) -> None:
-        """Raises ClientDisconnect when the client reads nothing for `send_s`: a stalled reader must not hold a row."""
+        """Raises ClientDisconnect when the client reads nothing for `send_s`: a stalled reader must hold neither a row
+        nor, by what it leaves unread, the connection."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             if self.before_head is not None:
@@ -195,7 +200,7 @@ class Exchange:
             marks = MutableHeaders(raw=message.setdefault("headers", []))
             marks["x-request-id"] = self.request_id
             marks["x-content-type-options"] = "nosniff"
-            if self._drain.draining:
+            if self._drain.draining or self.scope.get(SPARE):
                 marks["connection"] = "close"  # its next request is another replica's
             if (traceparent := self.span.traceparent) is not None:
                 marks["traceresponse"] = traceparent
@@ -203,6 +208,8 @@ class Exchange:
             async with asyncio.timeout(self._send_s):
                 await self._send(message)
         except TimeoutError:
+            if (abort := self.scope.get(ABORT)) is not None:
+                abort()
             raise ClientDisconnect from None
 
     def tell_span(self, method: str, route: str) -> None:

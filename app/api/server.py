@@ -1,5 +1,5 @@
-"""uvicorn, made fit to stand without a proxy: a deadline for the head, JSON for malformed messages, and a drain on
-SIGTERM that keeps the listener open while requests are being finished.
+"""uvicorn, made fit to stand without a proxy: a deadline for the head, a bound on connections, JSON for malformed
+messages, and a drain on SIGTERM that keeps the listener open while requests are being finished.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import cast
 import h11
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.api.closing import LingeringTransport
+from app.api.connections import ABORT, SPARE, Connections
 from app.api.drain import Drain
 from app.api.errors import detail_of
 from app.api.faults import BadRequest
@@ -35,17 +37,25 @@ ACCEPTING_S = 0.05
 
 
 class Protocol(H11Protocol):
-    """h11, but a head that does not arrive in `HEAD_S` ends the connection, and whoever is refused before all was sent
-    gets to read why. When the server ends, a request that is under way is still answered: `shutdown`."""
+    """h11, but a head that does not arrive in `HEAD_S` ends the connection, whoever is refused before all was sent gets
+    to read why, and the guard can end a connection whose client reads nothing. When the server ends, a request that is
+    under way is still answered: `shutdown`."""
 
     _head_deadline: asyncio.TimerHandle | None = None
     _is_last = False
+    _place = "taken"
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, LingeringTransport(transport, self, self._unread)))
+        self._wire = LingeringTransport(transport, self, self._unread)
+        super().connection_made(cast(asyncio.Transport, self._wire))
+        self._asked, self.app = cast(ASGIApp, self.app), self._ask
+        self._place = self._known.arrive()
         self._await_head()
+        if self._place == "refused":
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._known.leave()
         self._head_arrived()
         super().connection_lost(exc)
 
@@ -94,6 +104,17 @@ class Protocol(H11Protocol):
         ):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    @property
+    def _known(self) -> Connections:
+        known: Connections = cast(FastAPI, self.config.app).state.connections
+        return known
+
+    async def _ask(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application, told what only the connection knows."""
+        scope[ABORT] = self._wire.cut
+        scope[SPARE] = self._place == "spare"
+        await self._asked(scope, receive, send)
 
     def _unread(self) -> bool:
         return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
