@@ -43,7 +43,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         max_position_embeddings=options.length + 64,
     )
     model = LlamaForCausalLM(config).to(choose_device("auto"))
-    tokenizer = make_tokenizer(AutoTokenizer.from_pretrained(bundled_folder()), model)
+    tokenizer = make_tokenizer(AutoTokenizer.from_pretrained(bundled_folder(), trust_remote_code=False), model)
     backbone = prepare_for_training(wrap_model(model, tokenizer, name="random", identity="0" * 64))
     recompute_layers(model, options.form == "again")
     vectors = (torch.randn(20, options.hidden) * 0.02).to(backbone.device).requires_grad_()

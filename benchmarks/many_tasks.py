@@ -181,7 +181,7 @@ def random_model(shape: Shape) -> Backbone:
     model = make_model(shape)
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(shape.vocabulary, Path(folder))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return wrap_model(model, make_tokenizer(tokenizer, model), name=shape.name, identity="0" * 64)
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("app", "prompt_store")
+PACKAGES = {
+    "app": 20,
+    "prompt_store": 20,
+    "pretraining": 10,
+    "benchmarks": 10,
+    "scripts": 1,
+    "docker": 1,
+    "examples": 1,
+}
+"""Folder -> how many modules it has at least: an empty search would find nothing unsafe either."""
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 MODULES_NEVER_IMPORTED = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "imp"}
@@ -75,7 +84,7 @@ def imported(node: ast.Import | ast.ImportFrom) -> list[str]:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_package_uses_no_unsafe_loader(package: str) -> None:
     paths = [path for path in MODULES if path.relative_to(ROOT).parts[0] == package]
-    assert len(paths) > 20
+    assert len(paths) >= PACKAGES[package]
     found = [f"{path.relative_to(ROOT)}:{what}" for path in paths for what in unsafe(path.read_text(encoding="utf-8"))]
     assert found == []
 

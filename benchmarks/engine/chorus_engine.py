@@ -31,8 +31,8 @@ class ChorusPeer(BasePeer):
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(options)
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.shape.torch_dtype)
-        tokenizer = make_tokenizer(AutoTokenizer.from_pretrained(self.folder), model)
+        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.shape.torch_dtype, trust_remote_code=False)
+        tokenizer = make_tokenizer(AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False), model)
         backbone = wrap_model(model, tokenizer, name=self.shape.name, identity="0" * 64).for_serving()
         config = EngineConfig(
             max_rows=options["rows"],

@@ -45,7 +45,9 @@ class ContinuousPeer(BasePeer):
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(options)
-        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.shape.torch_dtype)
+        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            self.folder, dtype=self.shape.torch_dtype, trust_remote_code=False
+        )
         self.model.eval().requires_grad_(False)
         self.embedding = VirtualEmbedding(self.model.get_input_embeddings())
         self.model.set_input_embeddings(self.embedding)

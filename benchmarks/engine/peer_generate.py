@@ -26,7 +26,9 @@ class GeneratePeer(BasePeer):
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(options)
-        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.shape.torch_dtype)
+        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            self.folder, dtype=self.shape.torch_dtype, trust_remote_code=False
+        )
         self.model.eval().requires_grad_(False)
         read_last_rows_well(self.model)
 

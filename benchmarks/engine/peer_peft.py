@@ -27,7 +27,9 @@ BATCH = 32
 class PeftPeer(BasePeer):
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(options)
-        self._base: Any = transformers.AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.shape.torch_dtype)
+        self._base: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            self.folder, dtype=self.shape.torch_dtype, trust_remote_code=False
+        )
         self._base.eval().requires_grad_(False)
         read_last_rows_well(self._base)
         self.model: Any = None
