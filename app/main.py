@@ -31,7 +31,9 @@ from app.telemetry import Metrics, configure_logging
 from app.telemetry.metrics import engine_readings, engine_tallies, process_readings
 from app.telemetry.tracing import Tracer, check_extra, open_tracer
 from app.training import DatasetStore, JobStore
-from prompt_store import PromptStore, StoreError
+from prompt_store import PromptStore, RedisMetadata, StoreError
+from prompt_store.breaker import Breaker
+from prompt_store.remote_blobs import blobs_at
 from prompt_store.starters import install_starters
 
 log = logging.getLogger(__name__)
@@ -132,14 +134,18 @@ def _lifespan(
 async def _start(
     settings: Settings, parts: Parts, access: Access, drain: Drain, metrics: Metrics, stack: AsyncExitStack
 ) -> Services:
+    breaker = Breaker()
+    metrics.observe("redis", breaker.readings)
     backbone = parts.backbone
     if backbone is None:
         backbone = await asyncio.to_thread(load_backbone, _backbone_config(settings))
     store = parts.store
     if store is None:
-        store = PromptStore.open(_redis_url(settings), settings.blobs, blobs_url=settings.blobs_url)
+        store = PromptStore(
+            RedisMetadata(_redis_url(settings), breaker=breaker), blobs_at(settings.blobs, settings.blobs_url)
+        )
         stack.callback(store.close)
-    jobs = parts.jobs or _open_jobs(settings, store, backbone)
+    jobs = parts.jobs or _open_jobs(settings, store, backbone, breaker)
     engine = parts.engine or EngineService(backbone, _engine_config(settings))
     await engine.start()
     stack.push_async_callback(engine.stop, settings.drain_s)
@@ -178,7 +184,7 @@ async def _start(
     return services
 
 
-def _open_jobs(settings: Settings, store: PromptStore, backbone: Backbone) -> JobStore:
+def _open_jobs(settings: Settings, store: PromptStore, backbone: Backbone, breaker: Breaker) -> JobStore:
     return JobStore.open(
         _redis_url(settings),
         settings.data_dir,
@@ -187,6 +193,7 @@ def _open_jobs(settings: Settings, store: PromptStore, backbone: Backbone) -> Jo
         max_rows=settings.max_train_rows,
         blobs_url=settings.blobs_url,
         backbone=backbone,
+        breaker=breaker,
     )
 
 

@@ -16,6 +16,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from prompt_store import keys, redis_records, scripts
+from prompt_store.breaker import Breaker, CircuitOpen, retry_of
 from prompt_store.errors import (
     AliasNotFound,
     Conflict,
@@ -52,12 +53,13 @@ _LONGEST_WAIT_S = 1.0
 class RedisMetadata:
     """Implements `Metadata`. Thread-safe; connects on first use."""
 
-    def __init__(self, url: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """`timeout_s` bounds connecting and each reply; a retried call takes at most about four times as long."""
+    def __init__(self, url: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, breaker: Breaker | None = None) -> None:
+        """`timeout_s` bounds connecting and each reply; a retried call takes at most about four times as long. With a
+        `breaker`, calls fail at once while the server does not answer."""
         backoff = ExponentialWithJitterBackoff(cap=min(0.5, timeout_s), base=0.02)
-        self._client = _connect(url, timeout_s, Retry(backoff, _RETRIES))
-        self._once = _connect(url, timeout_s, Retry(NoBackoff(), 0))
-        self._waiting = _connect(url, timeout_s + _LONGEST_WAIT_S, Retry(NoBackoff(), 1))
+        self._client = _connect(url, timeout_s, retry_of(backoff, _RETRIES, breaker))
+        self._once = _connect(url, timeout_s, retry_of(NoBackoff(), 0, breaker))
+        self._waiting = _connect(url, timeout_s + _LONGEST_WAIT_S, retry_of(NoBackoff(), 1, breaker))
         self._scripts = {text: self._client.register_script(text) for text in _ALL_SCRIPTS}
 
     def close(self) -> None:
@@ -282,6 +284,8 @@ def _unavailable(outcome: str | None = None) -> Iterator[None]:
     """Turn every error of the client into StoreUnavailable, without its text, which may hold an address."""
     try:
         yield
+    except CircuitOpen as error:
+        raise StoreUnavailable("the metadata server has not answered lately; it was not asked") from error
     except redis.RedisError as error:
         message = f"the metadata server does not answer ({type(error).__name__})"
         raise StoreUnavailable(f"{message}; {outcome}" if outcome else message) from error

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from app.engine import EngineService
     from app.interchange.importing import Interchange
     from app.training import DatasetStore, JobStore
+
+T = TypeVar("T")
+JOB_THREADS = 16
 
 
 class BackboneFacts(BaseModel):
@@ -55,6 +60,12 @@ class Services:
     draws: Draws = field(default_factory=Draws)
     host: str = field(default_factory=socket.gethostname)
     started_at: float = field(default_factory=time.monotonic)
+    job_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(JOB_THREADS))
+
+    async def ask_jobs(self, call: Callable[[], T]) -> T:
+        """Call the store of jobs or data sets on a thread that nothing else waits for: not even when Redis hangs may
+        bodies, which are read on the other threads, wait for it."""
+        return await to_thread.run_sync(call, limiter=self.job_threads)
 
 
 async def _services(request: Request) -> Services:

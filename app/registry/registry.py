@@ -33,6 +33,7 @@ from prompt_store.models import Alias, AliasTarget, Task, TaskSpec, Version
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _HOST_BYTES = 128 << 20
+_LOAD_THREADS = 8
 _STORE_THREADS = 8
 
 
@@ -58,7 +59,9 @@ class Registry:
         self._metrics = metrics if metrics is not None else Metrics()
         self._backbone = backbone
         self._admit = admit
-        self._threads = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="registry", initializer=compute_alone)
+        # apart: who waits for the store, and those who load what is asked for
+        self._threads = ThreadPoolExecutor(_LOAD_THREADS, thread_name_prefix="registry", initializer=compute_alone)
+        self._store_threads = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="registry-store")
         self._follower = Follower(store, manifest=manifest, reconcile_s=reconcile_s, changed=self._on_change)
         self._cache = PromptCache(
             self._load,
@@ -85,6 +88,7 @@ class Registry:
         await self._in_thread(partial(save_recent, self._recent, self._cache.by_use()))
         self._loop = None
         self._threads.shutdown(wait=False)
+        self._store_threads.shutdown(wait=False)
 
     # state
 
@@ -228,7 +232,7 @@ class Registry:
 
     async def refresh(self) -> None:
         """Read the store now. Raises StoreError."""
-        await self._in_thread(self._follower.refresh)
+        await self._at_store(self._follower.refresh)
 
     # inside
 
@@ -238,7 +242,7 @@ class Registry:
         return self._follower.snapshot
 
     async def _write(self, call: Callable[[], T]) -> T:
-        done = await self._in_thread(call)
+        done = await self._at_store(call)
         try:
             await self.refresh()
         except StoreError as error:  # the write itself is safe; the follower will see it
@@ -257,6 +261,9 @@ class Registry:
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    async def _at_store(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._store_threads, call)
 
     def _on_change(self, before: Snapshot, names: frozenset[str] | None) -> None:
         """Called by whatever thread replaced the snapshot."""

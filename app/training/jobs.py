@@ -13,7 +13,7 @@ import redis
 from app.backbone import Backbone
 from app.telemetry.tracing import Span, current_span, entered
 from app.training.census import take_census
-from app.training.connection import connect, reports_outage
+from app.training.connection import CALL_TIMEOUT_S, connect, reports_outage
 from app.training.datasets import DatasetStore, objects_at
 from app.training.job import Job, JobEvent
 from app.training.plan import Plan
@@ -22,6 +22,7 @@ from app.training.queue import QUEUE_FACTS, QUEUE_NAME, Dispatcher
 from app.training.records import JobRecords, event_json
 from app.training.requests import TrainRequest
 from prompt_store import PromptStore
+from prompt_store.breaker import Breaker
 
 
 class JobStore:
@@ -53,11 +54,12 @@ class JobStore:
         max_rows: int = 200_000,
         blobs_url: str | None = None,
         backbone: Backbone | None = None,
+        breaker: Breaker | None = None,
     ) -> Self:
-        """With a client of its own. `data_dir`, or what lies at `blobs_url`, is shared by the API and its workers.
-        `backbone`, where the process has it loaded, moves the check of label words and context from the trainer to the
-        submission."""
-        client = connect(redis_url)
+        """With a client of its own, guarded by `breaker`. `data_dir`, or what lies at `blobs_url`, is shared by the API
+        and its workers. `backbone`, where the process has it loaded, moves the check of label words and context from
+        the trainer to the submission."""
+        client = connect(redis_url, timeout_s=CALL_TIMEOUT_S, breaker=breaker)
         return cls(
             client,
             store,
@@ -130,11 +132,9 @@ class JobStore:
         return job
 
     @reports_outage
-    def events(
-        self, job_id: str, *, after: str = "0", limit: int = 1000, block_ms: int | None = None
-    ) -> Sequence[JobEvent]:
-        """Events after the id `after`; with `block_ms`, waits for the first one (5 s at most in one call)."""
-        return self._records.events(job_id, after=after, limit=limit, block_ms=block_ms)
+    def events(self, job_id: str, *, after: str = "0", limit: int = 1000) -> Sequence[JobEvent]:
+        """Events after the id `after`."""
+        return self._records.events(job_id, after=after, limit=limit)
 
     @reports_outage
     def active_trainers(self, host: str) -> int:

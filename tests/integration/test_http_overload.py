@@ -19,7 +19,7 @@ TOKENS = 100
 
 
 @pytest.mark.anyio
-async def test_overload_is_refused_quickly_and_what_is_taken_is_answered(
+async def test_overload_is_refused_with_a_time_to_come_back_and_what_is_taken_is_answered(
     tmp_path: Path, redis_url: str, record_property: Callable[[str, object], None]
 ) -> None:
     limits = {"max_rows": ROWS, "max_queued_rows": QUEUED, "max_context": 160}

@@ -1,9 +1,9 @@
-"""Redis goes away: what is known is answered on, what would change something says so, and a cold start works."""
+"""Redis goes away or hangs: what is known is answered on, what would change something says so, a cold start works."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -50,12 +50,20 @@ def degraded(live: Live) -> bool:
     return bool(answer.json()["degraded"])
 
 
+AWAY = [
+    pytest.param(RedisServer.kill, RedisServer.start, id="killed"),
+    pytest.param(RedisServer.freeze, RedisServer.thaw, id="hung"),
+]
+Act = Callable[[RedisServer], None]
+
+
+@pytest.mark.parametrize(("leave", "come_back"), AWAY)
 def test_known_tasks_are_answered_on_and_changes_are_refused_until_it_is_back(
-    settings: Settings, server: RedisServer
+    settings: Settings, server: RedisServer, leave: Act, come_back: Act
 ) -> None:
     with serving(service(settings)) as live:
         assert answers(live)
-        server.kill()
+        leave(server)
         wait_until(lambda: degraded(live))
         assert answers(live)
         for method, path, body in [
@@ -67,20 +75,23 @@ def test_known_tasks_are_answered_on_and_changes_are_refused_until_it_is_back(
             refused = httpx.request(method, f"{live.url}{path}", json=body, timeout=HANG_S)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable"), path
             assert "retry-after" in refused.headers
-        server.start()
+        come_back(server)
         wait_until(lambda: not degraded(live))
         created = httpx.put(f"{live.url}/v1/tasks/new", json={"fields": ["text"]}, timeout=HANG_S)
         assert created.status_code == 201
 
 
-def test_cold_start_without_redis_answers_from_the_manifest(settings: Settings, server: RedisServer) -> None:
+@pytest.mark.parametrize(("leave", "come_back"), AWAY)
+def test_cold_start_without_redis_answers_from_the_manifest(
+    settings: Settings, server: RedisServer, leave: Act, come_back: Act
+) -> None:
     with serving(service(settings)) as live:
         assert answers(live)
-    server.kill()
+    leave(server)
     with serving(service(settings)) as live:
         assert degraded(live)
         assert answers(live)
-        server.start()
+        come_back(server)
         wait_until(lambda: not degraded(live))
 
 

@@ -174,6 +174,23 @@ def test_up_when_the_worker_is_killed_starts_another(up: Running) -> None:
     assert up.answer().status_code == 200
 
 
+def test_up_when_the_api_is_killed_starts_it_again_with_all_it_knew(up: Running) -> None:
+    known = [task["name"] for task in httpx.get(f"{up.url}/v1/tasks", timeout=60).json()["data"]]
+    before = up.kill(" serve")
+    wait_for(lambda: up.pid_of(" serve") not in (None, before))
+    wait_for(lambda: is_ready(up))
+    answer = up.answer()
+    assert (answer.status_code, answer.json()["outputs"][0]["version"]) == (200, 1)
+    assert [task["name"] for task in httpx.get(f"{up.url}/v1/tasks", timeout=60).json()["data"]] == known
+
+
+def is_ready(up: Running) -> bool:
+    try:
+        return httpx.get(f"{up.url}/readyz", timeout=60).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def test_up_when_the_server_is_killed_the_api_keeps_answering(up: Running) -> None:
     before = up.kill("valkey-server")
     codes = {up.answer().status_code for _ in range(10)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
-from anyio import to_thread
 from fastapi import APIRouter, Path, Request, Response
 
 from app.api.faults import UnsupportedMediaType
@@ -40,15 +39,15 @@ async def put_dataset(name: DatasetPath, services: ServicesDep, request: Request
     if media not in _TYPES:
         raise UnsupportedMediaType("send the file itself, as one of " + ", ".join(_TYPES), param="content-type")
     data = await request.body()
-    return reply(await to_thread.run_sync(partial(services.datasets.put, name, data, media)))
+    return reply(await services.ask_jobs(partial(services.datasets.put, name, data, media)))
 
 
 @router.get("/v1/datasets", summary="List data sets", response_model=Page[Dataset])
 async def list_datasets(services: ServicesDep, after: AfterName = None, limit: Limit = 100) -> Response:
-    found, has_more = await to_thread.run_sync(partial(services.datasets.list, after=after, limit=limit))
+    found, has_more = await services.ask_jobs(partial(services.datasets.list, after=after, limit=limit))
     return reply(Page[Dataset](data=list(found), has_more=has_more))
 
 
 @router.get("/v1/datasets/{name}", summary="Get a data set's description", response_model=Dataset)
 async def get_dataset(name: DatasetPath, services: ServicesDep) -> Response:
-    return reply(await to_thread.run_sync(services.datasets.get, name))
+    return reply(await services.ask_jobs(partial(services.datasets.get, name)))

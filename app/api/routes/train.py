@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Annotated
 
-from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from app.api.auth.access import refused
@@ -54,11 +53,11 @@ async def _submit(services: Services, body: TrainRequest, key: str | None) -> Jo
     key = key if key is None or not caller.id else f"{caller.id}:{key}"
     async with services.access.limiter.place_for_job(caller, key) as place:
         if place.refusal is not None:
-            known = None if key is None else await to_thread.run_sync(services.jobs.find_submitted, body, key)
+            known = None if key is None else await services.ask_jobs(partial(services.jobs.find_submitted, body, key))
             if known is None:
                 raise refused(place.refusal)
             return known
-        job, created = await to_thread.run_sync(partial(services.jobs.submit, body, idempotency_key=key))
+        job, created = await services.ask_jobs(partial(services.jobs.submit, body, idempotency_key=key))
         if created:
             place.keep(job.id)
         return job
@@ -66,13 +65,13 @@ async def _submit(services: Services, body: TrainRequest, key: str | None) -> Jo
 
 @router.get("/v1/train", summary="List jobs, newest first", response_model=Page[Job])
 async def list_jobs(services: ServicesDep, after: AfterJob = None, limit: Limit = 100) -> Response:
-    jobs, has_more = await to_thread.run_sync(partial(services.jobs.list, after=after, limit=limit))
+    jobs, has_more = await services.ask_jobs(partial(services.jobs.list, after=after, limit=limit))
     return reply(Page[Job](data=list(jobs), has_more=has_more))
 
 
 @router.get("/v1/train/{id}", summary="Get a job", response_model=Job)
 async def get_job(id: IdPath, services: ServicesDep) -> Response:
-    return reply(await to_thread.run_sync(services.jobs.get, id))
+    return reply(await services.ask_jobs(partial(services.jobs.get, id)))
 
 
 @router.post(
@@ -82,7 +81,7 @@ async def get_job(id: IdPath, services: ServicesDep) -> Response:
     response_model=Job,
 )
 async def cancel_job(id: IdPath, services: ServicesDep) -> Response:
-    return reply(await to_thread.run_sync(services.jobs.cancel, id))
+    return reply(await services.ask_jobs(partial(services.jobs.cancel, id)))
 
 
 @router.get(
@@ -98,7 +97,7 @@ async def job_events(
 ) -> Response:
     begin = last_event_id(request.headers) or after or _BEGINNING
     if MEDIA_TYPE in request.headers.get("accept", ""):
-        await to_thread.run_sync(services.jobs.get, id)  # an unknown job is a 404, not an empty stream
+        await services.ask_jobs(partial(services.jobs.get, id))  # an unknown job is a 404, not an empty stream
         return EventStream(_follow(services, id, begin))
     found = await _events(services, id, begin, limit + 1)
     return reply(Page[JobEvent](data=list(found[:limit]), has_more=len(found) > limit))
@@ -109,11 +108,11 @@ async def _follow(services: Services, id: str, after: str) -> AsyncGenerator[byt
     quiet_s = 0.0
     try:
         while not services.drain.draining:
-            ended = (await to_thread.run_sync(services.jobs.get, id)).ended  # asked before the last events are read
+            job = await services.ask_jobs(partial(services.jobs.get, id))  # asked before the last events are read
             found = await _events(services, id, after, 1000)
             for one in found:
                 yield event(one.model_dump(mode="json"), id=one.id, name=one.type)
-            if ended and not found:
+            if job.ended and not found:
                 yield DONE
                 return
             if found:
@@ -129,4 +128,4 @@ async def _follow(services: Services, id: str, after: str) -> AsyncGenerator[byt
 
 
 async def _events(services: Services, id: str, after: str, limit: int) -> Sequence[JobEvent]:
-    return await to_thread.run_sync(partial(services.jobs.events, id, after=after, limit=limit))
+    return await services.ask_jobs(partial(services.jobs.events, id, after=after, limit=limit))

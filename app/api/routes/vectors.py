@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
-from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
 
 from app.api.leave_one_out import leave_one_out
@@ -55,7 +55,7 @@ async def score_without_each(
         raise InvalidRequest(f"timeout_s may be {longest:g} at most", param="timeout_s")
     prompt = await services.registry.resolve_version(f"{task}@{number}")
     spec = services.registry.task(task).spec
-    rows = await to_thread.run_sync(_read, services, body.data)
+    rows = await services.ask_jobs(partial(_read, services, body.data))
     found = await connected(
         request,
         leave_one_out(services, prompt, spec, rows, sample=body.sample, timeout_s=body.timeout_s or longest),

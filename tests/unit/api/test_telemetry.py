@@ -19,6 +19,7 @@ from app.telemetry import Metrics, configure_logging, request_id
 from app.telemetry.metrics import ENGINE, MOST_TASKS, OTHER, engine_readings, engine_tallies, process_readings
 from app.telemetry.tally import Tally
 from app.training.census import NAMES
+from prompt_store.breaker import Breaker
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "http-api.md"
 
@@ -94,6 +95,7 @@ def test_every_metric_is_documented_and_every_documented_metric_exists() -> None
     registry |= {"registry_blobs_scrubbed_total", "registry_blobs_damaged"}
     metrics.observe("registry", lambda: dict.fromkeys(sorted(registry), 0.0))
     metrics.observe("training", lambda: dict.fromkeys(NAMES, 0.0))
+    metrics.observe("redis", Breaker().readings)
     metrics.observe("http", Connections(1).readings)
     exported = {family.name + ("_total" if family.type == "counter" else "") for family in metrics.registry.collect()}
     rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| `chorus_")]
