@@ -142,6 +142,13 @@ class SlotCache(Cache):
             layer.keys[target, :, :length] = layer.keys[source, :, :length]
             layer.values[target, :, :length] = layer.values[source, :, :length]
 
+    def copy(self, source: int, targets: list[int], length: int) -> None:
+        """Copy a slot's first `length` places to other slots."""
+        index = torch.tensor(targets)
+        for layer in self.layers:
+            layer.keys[index, :, :length] = layer.keys[source, :, :length]
+            layer.values[index, :, :length] = layer.values[source, :, :length]
+
     def wipe(self, slot: int) -> None:
         """Zero a slot. A masked NaN still poisons (0 x NaN is NaN), so a failed row's values must not stay."""
         for layer in self.layers:

@@ -85,6 +85,7 @@ class FastRunner:
     """One forward over rows of any prompts, lengths and templates."""
 
     name = "fast"
+    shares_text = True  # see `PrefillItem.trunk`
 
     def __init__(self, forward: Forward, *, slots: int, places: int) -> None:
         self.slots, self.places = slots, places
@@ -102,6 +103,7 @@ class FastRunner:
         # A row's last token is always computed: its logits are wanted.
         cached = [min(item.prefix.length, item.row.total - 1) if item.prefix else 0 for item in items]
         self._copy_prefixes(start, items)
+        read = self._read_texts(start, items, cached)
         table, offsets = stack_prompts([item.prompt for item in items])
         branches = [word_branches(item.verbalizer) if item.verbalizer else [] for item in items]
         device = self._embedding.weight.device
@@ -113,7 +115,7 @@ class FastRunner:
         return Prefilled(
             logits=logits[plan.trunks],
             scores=[next(scored) if item.verbalizer else None for item in items],
-            tokens=layout.tokens,
+            tokens=layout.tokens + read,
             padding=layout.rows * layout.width - layout.tokens,
         )
 
@@ -128,6 +130,23 @@ class FastRunner:
 
     def wipe(self, slot: int) -> None:
         self._cache.wipe(slot)
+
+    def _read_texts(self, start: int, items: Sequence[PrefillItem], cached: list[int]) -> int:
+        """Compute the text that rows side by side share, in the first one's slot, and copy it to the others': then all
+        have it `cached`. Each text is a pass by itself, so that nothing is padded. Returns the tokens that took."""
+        spent = 0
+        firsts = [i for i, item in enumerate(items) if not item.trunk]
+        for first, stop in zip(firsts, (*firsts[1:], len(items)), strict=True):
+            shared = min((item.trunk for item in items[first + 1 : stop]), default=0)
+            if shared <= cached[first]:
+                continue
+            layout = lay_out([Row(items[first].row.ids[:shared])], offsets=[0], device=self._embedding.weight.device)
+            last = torch.tensor([shared - 1], device=self._embedding.weight.device)
+            self._forward.run(embed(layout, self._embedding, None), layout, last, self._cache, start=start + first)
+            self._cache.copy(start + first, [start + i for i in range(first + 1, stop)], shared)
+            cached[first:stop] = [shared] * (stop - first)
+            spent += shared
+        return spent
 
     def _copy_prefixes(self, start: int, items: Sequence[PrefillItem]) -> None:
         """One copy for each distinct prompt, whatever the number of its rows."""

@@ -54,6 +54,7 @@ class Engine:
             max_padding=config.max_padding,
             max_prefills_in_a_row=config.max_prefills_in_a_row,
             packed=getattr(self.runner, "packed", False),
+            shares_text=getattr(self.runner, "shares_text", False),
         )
         vocabulary = backbone.model.get_output_embeddings().weight.shape[0]
         self._isolating = IsolatingRunner(self.runner, vocabulary=vocabulary, device=backbone.device)
@@ -106,9 +107,9 @@ class Engine:
         return not self._live
 
     @property
-    def packed(self) -> bool:
-        """Whether the runner packs rows, computing text that neighbours share once."""
-        return self.scheduler.packed
+    def shares_text(self) -> bool:
+        """Whether text that rows of a group begin with is computed once."""
+        return self.scheduler.packed or self.scheduler.shares_text
 
     def capabilities(self) -> Capabilities:
         return Capabilities(

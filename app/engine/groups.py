@@ -6,6 +6,9 @@ from collections import deque
 
 from app.engine.types import Request, RowRequest
 
+WORTH_A_PASS = 128
+"""Tokens that a pass of its own over what rows have in common has to save: below, it costs more than it spares."""
+
 
 class Sequence:
     """A row on its way. `generated` counts its tokens so far; the scheduler keeps `slot` true."""
@@ -46,3 +49,8 @@ class Group:
         rows: list[RowRequest] = [self.waiting[i].row for i in range(count)]
         saved = self.request.shared if sharing else 0
         return [row.new_tokens - (saved if i else 0) for i, row in enumerate(rows)]
+
+    def text_apart(self, count: int, *, least: int) -> int:
+        """Tokens of the text that `count` of its rows have in common, if a pass of its own over them saves at least
+        `least`; else 0."""
+        return self.request.shared if self.request.shared * (count - 1) >= least else 0

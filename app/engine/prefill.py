@@ -15,13 +15,10 @@ from app.backbone.kv import PrefixKV
 from app.backbone.rows import Row
 from app.backbone.runner import PrefillItem, Runner
 from app.backbone.soft_prompt import EncoderDecoderPrompt
-from app.engine.groups import Sequence
+from app.engine.groups import WORTH_A_PASS, Sequence
 from app.engine.isolation import IsolatingRunner
 from app.engine.prompts import PrefixKey, ResidentPrompts
 from app.engine.scheduler import Batch
-
-# Tokens that a pass of its own over cold prefixes has to save: below, it costs more than it spares.
-_WORTH_A_PASS = 128
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,11 @@ class Prefiller:
         rows = batch.sequences
         found = {key: self._prompts.prefix(*key) for key in map(_prefix_key, rows) if key is not None}
         spent = self._run_cold_prefixes(batch, found)
-        items = [self._item(row, before, found) for row, before in zip(rows, (None, *rows), strict=False)]
+        groups = [row.group if row.group in batch.sharing else None for row in rows]
+        items = [
+            self._item(row, found, beside=group is not None and group is before)
+            for row, group, before in zip(rows, groups, (None, *groups), strict=False)
+        ]
         done = self._isolating.prefill(batch.start, items)
         scores = _numbers(done.scores)
         finite = [
@@ -55,34 +56,32 @@ class Prefiller:
             for ok, of in zip(finite_rows(done.logits).tolist(), scores, strict=True)
         ]
         self._keep_prefixes([row for row, ok in zip(rows, finite, strict=True) if ok], found)
-        return Started(done.logits, scores, finite, done.tokens + spent, done.padding)
+        return Started(done.logits, scores, finite, done.tokens + spent[0], done.padding + spent[1])
 
-    def _item(self, row: Sequence, before: Sequence | None, found: Mapping[PrefixKey, PrefixKV | None]) -> PrefillItem:
-        asked, group, key = row.row, row.group, _prefix_key(row)
+    def _item(self, row: Sequence, found: Mapping[PrefixKey, PrefixKV | None], *, beside: bool) -> PrefillItem:
+        """`beside`: the row before it is of its group, and what they have in common is computed once."""
+        asked, key = row.row, _prefix_key(row)
         learned = self._prompts.learned(asked.digest) if asked.digest is not None else None
         return PrefillItem(
             asked.row,
             self._prompts.vectors(asked.digest) if asked.digest is not None else None,
             found[key] if key is not None else None,
             asked.verbalizer,
-            trunk=group.request.shared if before is not None and before.group is group else 0,
+            trunk=row.group.request.shared if beside else 0,
             decoder=learned if isinstance(learned, EncoderDecoderPrompt) else None,
         )
 
-    def _run_cold_prefixes(self, batch: Batch, found: dict[PrefixKey, PrefixKV | None]) -> int:
+    def _run_cold_prefixes(self, batch: Batch, found: dict[PrefixKey, PrefixKV | None]) -> tuple[int, int]:
         """Compute prefixes that several rows of the batch miss, once for all of them, in the slots the rows will take.
-        Returns the tokens that took."""
+        Returns the tokens that took, and the padding."""
         cold: dict[PrefixKey, list[Sequence]] = {}
         for row in batch.sequences:
             key = _prefix_key(row)
             if key is not None and found[key] is None:
                 cold.setdefault(key, []).append(row)
         shared = [key for key, rows in cold.items() if len(rows) > 1]
-        if (
-            not self._reads
-            or sum(length * (len(cold[digest, length]) - 1) for digest, length in shared) < _WORTH_A_PASS
-        ):
-            return 0
+        if not self._reads or sum(length * (len(cold[digest, length]) - 1) for digest, length in shared) < WORTH_A_PASS:
+            return 0, 0
         items = [PrefillItem(Row(cold[key][0].row.row.ids[: key[1]]), self._prompts.vectors(key[0])) for key in shared]
         done = self._isolating.prefill(batch.start, items)
         for slot, (key, ok) in enumerate(zip(shared, finite_rows(done.logits).tolist(), strict=True), batch.start):
@@ -90,7 +89,7 @@ class Prefiller:
                 found[key] = self._read(slot, key)
             else:
                 self._runner.wipe(slot)
-        return done.tokens
+        return done.tokens, done.padding
 
     def _keep_prefixes(self, rows: Iterable[Sequence], found: Mapping[PrefixKey, PrefixKV | None]) -> None:
         """Cache what was computed in passing, for all rows to come. Only rows whose numbers are finite come here."""

@@ -4,7 +4,8 @@ New rows are prefilled as soon as there is a slot, the group whose turn it is al
 between, all running rows decode one token. Running rows sit in slots 0 to R without holes.
 
 Where the runner packs rows (`packed`), a prefill takes groups in their turn up to the token budget. Where it pads them
-to the longest, the rest of the batch is chosen by length, so that little is padding.
+to the longest, the rest of the batch is chosen by length, so that little is padding; what rows of a group have in
+common (`shares_text`) is then computed before them, in a pass of its own, and only the rest of each is padded.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from app.engine.fairness import FairQueue
-from app.engine.groups import Group, Sequence
+from app.engine.groups import WORTH_A_PASS, Group, Sequence
 from app.engine.types import Request
 
 _WINDOW = 8  # groups looked at for each free slot when a batch is filled up by length
@@ -27,11 +28,13 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class Batch:
-    """`sequences` in slot order, the first in slot `start`; rows of one group stand together."""
+    """`sequences` in slot order, the first in slot `start`; rows of one group stand together. `sharing`: groups whose
+    rows' common text is to be computed once."""
 
     phase: Phase
     start: int
     sequences: tuple[Sequence, ...]
+    sharing: frozenset[Group] = frozenset()
 
 
 @dataclass
@@ -43,6 +46,8 @@ class Scheduler:
     max_padding: float = 0.2
     max_prefills_in_a_row: int = 4
     packed: bool = False
+    shares_text: bool = False
+    worth_a_pass: int = WORTH_A_PASS
     waiting: FairQueue = field(default_factory=FairQueue)
     running: list[Sequence] = field(default_factory=list)
     _prefills: int = 0
@@ -55,12 +60,12 @@ class Scheduler:
     def schedule(self) -> Batch | None:
         """The next batch, or None when idle. Prefilled rows that go on must be handed to `start_decoding` before the
         next call."""
-        chosen = self._choose() if self._may_prefill() else []
-        if chosen:
+        room = self._choose() if self._may_prefill() else None
+        if room is not None and room.taken:
             self._prefills += 1
-            for slot, sequence in enumerate(chosen, len(self.running)):
+            for slot, sequence in enumerate(room.taken, len(self.running)):
                 sequence.slot = slot
-            return Batch(Phase.PREFILL, len(self.running), tuple(chosen))
+            return Batch(Phase.PREFILL, len(self.running), tuple(room.taken), frozenset(room.texts))
         self._prefills = 0
         return Batch(Phase.DECODE, 0, tuple(self.running)) if self.running else None
 
@@ -97,7 +102,7 @@ class Scheduler:
         turn = not self.running or self._prefills < self.max_prefills_in_a_row
         return bool(self.waiting) and len(self.running) < self.slots and turn
 
-    def _choose(self) -> list[Sequence]:
+    def _choose(self) -> _Room:
         """Rows for one prefill: of the group whose turn it is, then of others as they fit. None at all where that group
         has to wait for slots: what runs goes on meanwhile and frees them."""
         room = _Room(self)
@@ -111,13 +116,13 @@ class Scheduler:
             count = room.rows_of(group) if group is not None else 0
         if room.taken and not self.packed:
             self._fill_by_length(room)
-        return room.taken
+        return room
 
     def _fill_by_length(self, room: _Room) -> None:
         """Groups from the front of the queue, those nearest in length first."""
         width = room.widest
-        front = self.waiting.front(_WINDOW * room.free)
-        front.sort(key=lambda group: abs(group.waiting[0].row.new_tokens - width))
+        front = [group for group in self.waiting.front(_WINDOW * room.free) if group not in room.texts]
+        front.sort(key=lambda group: abs(room.width_of(group) - width))
         for group in front:
             count = room.rows_of(group)
             if not count:
@@ -134,29 +139,47 @@ class _Room:
         self.free = scheduler.slots - len(scheduler.running)
         self.taken: list[Sequence] = []
         self.tokens = self.widest = 0
+        self.texts: dict[Group, int] = {}  # tokens that are computed once, in a pass before the rows
 
     def rows_of(self, group: Group) -> int:
         """How many of the group's waiting rows can come in now. Coupled rows come together or not at all; rows that
         share text wait until as many slots are free as could be, since every part computes that text again."""
         waiting = len(group.waiting)
+        shares = (self._rules.packed and group.request.shared) or self._apart(group, waiting)
         if group.coupled:
             return waiting if self._fits(group, waiting) else 0
-        if (
-            group.request.shared
-            and self._rules.packed
-            and min(waiting, self._rules.slots) > self.free - len(self.taken)
-        ):
-            return 0
         low, high = 0, min(waiting, self.free - len(self.taken))
+        if shares and min(waiting, self._rules.slots) > high:
+            return 0
+        if self._apart(group, waiting):  # one row alone may be too wide where several are not
+            return next((count for count in range(high, 0, -1) if self._fits(group, count)), 0)
         while low < high:  # the more rows, the less it fits
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self._fits(group, middle) else (low, middle - 1)
         return low
 
     def add(self, group: Group, count: int) -> None:
-        widths = group.widths(count, sharing=self._rules.packed)
+        widths, apart = self._widths(group, count)
         self.tokens, self.widest = self.tokens + sum(widths), max(self.widest, *widths)
         self.taken += [group.waiting[i] for i in range(count)]
+        if apart or self._rules.packed:
+            self.texts[group] = apart
+
+    def width_of(self, group: Group) -> int:
+        """About what its first row adds to the width, if as many come with it as can."""
+        return group.waiting[0].row.new_tokens - self._apart(group, len(group.waiting))
+
+    def _apart(self, group: Group, count: int) -> int:
+        """Tokens that `count` rows of the group have in common and a pass before them computes."""
+        if self._rules.packed or not self._rules.shares_text:
+            return 0
+        return group.text_apart(count, least=self._rules.worth_a_pass)
+
+    def _widths(self, group: Group, count: int) -> tuple[list[int], int]:
+        """New tokens of each row, and of the text that is computed apart from them."""
+        apart = self._apart(group, count)
+        widths = group.widths(count, sharing=self._rules.packed)
+        return [width - apart for width in widths], apart
 
     def _fits(self, group: Group, count: int) -> bool:
         rows = len(self.taken) + count
@@ -164,9 +187,11 @@ class _Room:
             return False
         if not self.taken and (count == 1 or group.coupled):
             return True  # what stands at the very front runs, however long it is
-        widths = group.widths(count, sharing=self._rules.packed)
-        tokens = self.tokens + sum(widths)
+        widths, apart = self._widths(group, count)
+        texts = sum(self.texts.values()) + apart
+        tokens = self.tokens + sum(widths) + texts
         if self._rules.packed:
             return tokens <= self._rules.max_batch_tokens
-        area = max(self.widest, *widths) * rows
-        return area <= self._rules.max_batch_tokens and area - tokens <= self._rules.max_padding * area
+        area = max(self.widest, *widths) * rows + texts
+        allowed = max(self._rules.max_padding * area, apart)  # what is left out computes the text again
+        return area <= self._rules.max_batch_tokens and area - tokens <= allowed

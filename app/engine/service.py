@@ -232,7 +232,7 @@ class EngineService:
         async with self._admitted_rows(asks, timeout_s) as (rows, deadline):
             outcomes: list[Outcome | RowRequest] = [*rows]
             good = {i: row for i, row in enumerate(rows) if isinstance(row, RowRequest)}
-            for numbers, shared in sharing(good) if self._engine.packed else [([i], 0) for i in good]:
+            for numbers, shared in sharing(good) if self._engine.shares_text else [([i], 0) for i in good]:
                 task = asks[numbers[0]].prompt.task
                 together = tuple(good[i] for i in numbers)
                 patient = whole and not any(asks[i].decoding.stop for i in numbers)  # a stop string looks at each token
@@ -256,7 +256,7 @@ class EngineService:
                     raise row
                 members.append(row)
             members = [replace(row, sampling=members[0].sampling) for row in members]
-            shared = common_text(members) if self._engine.packed else 0
+            shared = common_text(members) if self._engine.shares_text else 0
             task = asks[0].prompt.task
             request = self._request(tuple(members), deadline, task, tenant, shared=shared, coupled=True)
             flights = [Flight(request, i, asks[i].prompt, cost=row.cost) for i, row in enumerate(members)]

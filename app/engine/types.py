@@ -54,8 +54,8 @@ class RowRequest:
 
     @property
     def cost(self) -> int:
-        """Tokens of work at most: what fairness and the bound of the queue count."""
-        return self.new_tokens + (self.sampling.max_tokens if self.sampling else 0)
+        """Tokens of work at most, those of its prompt included: what fairness and the bound of the queue count."""
+        return self.places
 
 
 @dataclass(frozen=True)
