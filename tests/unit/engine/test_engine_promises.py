@@ -1,9 +1,11 @@
 """Whatever happens to an engine, in whatever order: every row ends exactly once, what it holds stays consistent, and a
-row that was answered got the answer it gets alone."""
+row that was answered got the answer that the model's own forward gives it alone, by the version that its task had when
+it was asked."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,13 +15,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from app.backbone import LoadedPrompt, encode_row
+from app.backbone import Backbone, LoadedPrompt, encode_row
 from app.engine import Engine, EngineConfig, Event, Request, RowRequest, Sampling
 from app.engine.intake import common_text
 from tests.architectures import build_backbone
 from tests.prompts import TEMPLATES, TEXTS, WORDS, make_prompt
 
 SUFFIX = 2  # the template whose rows begin with text
+VERSIONS = 3  # of each task, by their seeds; the task of a hand-written template has one
 WAYS = (
     Sampling(max_tokens=1),
     Sampling(max_tokens=6),
@@ -50,7 +53,7 @@ class Clock:
         return self.now
 
 
-def make_engine(model: str, clock: Any, *, slots: int) -> Engine:
+def make_engine(backbone: Backbone, clock: Any, *, slots: int) -> Engine:
     """One whose budgets hold two or three prompts, so that others come and go."""
     config = EngineConfig(
         max_rows=slots,
@@ -60,18 +63,26 @@ def make_engine(model: str, clock: Any, *, slots: int) -> Engine:
         prompt_vector_bytes=4_000,
         max_prefills_in_a_row=2,
     )
-    return Engine(build_backbone(model), config, clock=clock)
+    return Engine(backbone, config, clock=clock)
+
+
+@cache
+def plain(model: str) -> Backbone:
+    """The model as it comes, through its own forward and cache: nothing is shared, kept, padded or packed."""
+    backbone = build_backbone(model)
+    return replace(backbone, probed=replace(backbone.probed, forward=None, decoder=None))
 
 
 @cache
 def vectors(model: str) -> dict[str, torch.Tensor]:
-    prompts = [prompt(model, template, seed) for template in range(len(TEMPLATES)) for seed in range(3)]
+    prompts = [prompt(model, template, seed) for template in range(len(TEMPLATES)) for seed in range(VERSIONS)]
     return {of.digest: of.vectors for of in prompts if of.vectors is not None}
 
 
 def alone(model: str, rows: tuple[RowRequest, ...], *, coupled: bool) -> list[list[Event]]:
-    """What the rows give in an engine of their own, each by itself or coupled."""
-    engine = make_engine(model, Clock(), slots=len(rows))
+    """What the rows give on the plain model, each by itself or coupled."""
+    engine = make_engine(plain(model), Clock(), slots=len(rows))
+    assert engine.runner.name == "reference"
     got: dict[tuple[str, int], list[Event]] = defaultdict(list)
     parts = [rows] if coupled else [(of,) for of in rows]
     for i, part in enumerate(parts):
@@ -91,7 +102,9 @@ class Promises(RuleBasedStateMachine):
     @initialize(slots=st.integers(3, 5))
     def begin(self, slots: int) -> None:
         self.clock = Clock()
-        self.engine = make_engine(self.model, self.clock, slots=slots)
+        self.engine = make_engine(build_backbone(self.model), self.clock, slots=slots)
+        self.engine.scheduler.worth_a_pass = 1
+        self.versions = [0] * len(TEMPLATES)  # of each task, the one that is asked for now
         self.requests: dict[str, tuple[tuple[RowRequest, ...], bool]] = {}
         self.events: dict[tuple[str, int], list[Event]] = defaultdict(list)
         self.broken = False
@@ -108,6 +121,7 @@ class Promises(RuleBasedStateMachine):
     def add(self, rows: tuple[RowRequest, ...], deadline: float, task: str, **options: Any) -> None:
         name = f"r{len(self.requests)}"
         self.requests[name] = (rows, bool(options.get("coupled")))
+        assert all(row.digest in (None, *vectors(self.model)) for row in rows)
         request = Request(name, rows, self.clock.now + deadline, flow=("", task), **options)
         self.engine.submit(request, vectors(self.model))
 
@@ -115,25 +129,40 @@ class Promises(RuleBasedStateMachine):
         template=st.integers(0, 4), text=st.integers(0, 4), way=st.integers(0, 4), deadline=st.sampled_from([1e6, 3.0])
     )
     def submit_single(self, template: int, text: int, way: int, deadline: float) -> None:
-        self.add((row(self.model, template, text, way),), deadline, f"t{template}")
+        self.add((self.row(template, text, way),), deadline, f"t{template}")
 
     @rule(text=st.integers(0, 4), ways=st.lists(st.integers(0, 4), min_size=2, max_size=6))
     def submit_rows_that_share_text(self, text: int, ways: list[int]) -> None:
-        rows = tuple(row(self.model, SUFFIX, text, way, seed=i % 3) for i, way in enumerate(ways))
+        seeds = [(self.versions[SUFFIX] + i) % VERSIONS for i in range(len(ways))]
+        rows = tuple(row(self.model, SUFFIX, text, way, seed) for way, seed in zip(ways, seeds, strict=True))
         self.add(rows, 1e6, "fan-out", shared=common_text(rows))
 
     @rule(templates=st.lists(st.integers(0, 4), min_size=1, max_size=3), text=st.integers(0, 4), way=st.integers(0, 3))
     def submit_coupled(self, templates: list[int], text: int, way: int) -> None:
-        self.add(tuple(row(self.model, template, text, way) for template in templates), 1e6, "coupled", coupled=True)
+        self.add(tuple(self.row(template, text, way) for template in templates), 1e6, "coupled", coupled=True)
+
+    def row(self, template: int, text: int, way: int) -> RowRequest:
+        return row(self.model, template, text, way, self.versions[template])
+
+    @rule(template=st.integers(0, SUFFIX + 1))
+    def swap(self, template: int) -> None:
+        """A version is published: it becomes resident, newcomers ask for it, and the old one is let go, whoever still
+        needs it."""
+        old = prompt(self.model, template, self.versions[template])
+        self.versions[template] = (self.versions[template] + 1) % VERSIONS
+        new = prompt(self.model, template, self.versions[template])
+        assert old.digest != new.digest
+        self.engine.load(new.digest, vectors(self.model)[new.digest])
+        self.engine.release(old.digest)
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         self.engine.cancel(data.draw(st.sampled_from(sorted(self.requests))))
 
-    @rule(template=st.integers(0, 4))
-    def release(self, template: int) -> None:
-        self.engine.release(prompt(self.model, template).digest)
+    @rule(template=st.integers(0, 4), seed=st.integers(0, VERSIONS - 1))
+    def release(self, template: int, seed: int) -> None:
+        self.engine.release(prompt(self.model, template, seed).digest)
 
     @rule(seconds=st.floats(0.1, 4))
     def time_passes(self, seconds: float) -> None:
@@ -200,3 +229,11 @@ _SETTINGS = settings(
 )
 TestPromises, TestPaddedPromises = Promises.TestCase, PaddedPromises.TestCase
 TestPromises.settings = TestPaddedPromises.settings = _SETTINGS
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_versions_of_a_task_answer_differently_so_that_a_swap_under_way_would_show(model: str) -> None:
+    rows = [row(model, template, 2, 1, seed) for template in range(SUFFIX + 2) for seed in range(VERSIONS)]
+    told = [tuple(event.token for event in events) for events in alone(model, tuple(rows), coupled=False)]
+    for template in range(SUFFIX + 2):
+        assert len(set(told[template * VERSIONS : (template + 1) * VERSIONS])) == VERSIONS
