@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cache
 
 import pytest
 import torch
@@ -58,14 +59,37 @@ def tokens_of(events: list[Event]) -> list[int]:
     return [event.token for event in events if event.token is not None]
 
 
+@cache
+def alone_without_a_cache(name: str) -> dict[str, list[Event]]:
+    """Each row's events from a run of its own, its prompt computed anew."""
+    backbone = build_backbone(name)
+    cold = Engine(backbone, EngineConfig(max_rows=1, max_context=128, prompt_cache_bytes=1))
+    found: dict[str, list[Event]] = {}
+    for prompt, request in requests_for(backbone):
+        found |= run(cold, [(prompt, request)])
+    assert cold.stats().prefix_hits == 0
+    return found
+
+
+@pytest.mark.parametrize("cache_bytes", [EngineConfig().prompt_cache_bytes, 1])
 @pytest.mark.parametrize("name", [*FAST, *REFERENCE])
-def test_mixed_batch_of_all_placements_equals_each_row_alone(name: str) -> None:
+def test_mixed_batch_of_all_placements_equals_each_row_alone(name: str, cache_bytes: int) -> None:
     backbone = build_backbone(name)
     made = requests_for(backbone)
-    mixed = run(Engine(backbone, EngineConfig(max_rows=16, max_context=128, max_padding=0.9)), made)
-    cold = Engine(backbone, EngineConfig(max_rows=1, max_context=128, prompt_cache_bytes=1))
-    for prompt, request in made:
-        alone = run(cold, [(prompt, request)])[request.id]
+    engine = Engine(
+        backbone, EngineConfig(max_rows=16, max_context=128, max_padding=0.9, prompt_cache_bytes=cache_bytes)
+    )
+    run(engine, made)
+    hits = engine.stats().prefix_hits
+    mixed = run(engine, made)  # once more: now what can be cached is
+    leading = sum(request.rows[0].row.prefix > 0 for _, request in made)
+    expected = leading if name in FAST and cache_bytes > 1 else 0
+    assert leading > 0
+    assert (engine.stats().prefix_hits - hits > 0) == (expected > 0)
+    if expected:  # all of them, each prompt once for its rows of a batch
+        assert engine.stats().prefix_misses + engine.stats().prefix_hits - hits <= 2 * leading
+    for _, request in made:
+        alone = alone_without_a_cache(name)[request.id]
         assert sum(event.finish is not None for event in mixed[request.id]) == 1
         assert tokens_of(mixed[request.id]) == tokens_of(alone)
         if request.rows[0].verbalizer:
