@@ -1,10 +1,11 @@
-"""More prompts than any tier holds: files, the host's cache of the registry and the engine's device budgets in one, with
-a real store and a small model that really runs."""
+"""More prompts than any tier holds: files, the registry's cache on the host and the engine's device budgets in one,
+with a real store and a small model that really runs."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -40,6 +41,7 @@ class Tiers:
             max_rows=16, max_context=96, threads=1, prompt_cache_bytes=self.kv, prompt_vector_bytes=self.device
         )
         self.engine = EngineService(self.backbone, config)
+        self.flying: Counter[int] = Counter()  # tasks that are asked for now
         self.registry = Registry(
             self.store,
             self.backbone,
@@ -70,15 +72,17 @@ class Tiers:
         """Through the registry's loader to the engine, as a route does."""
         prompt = await self.registry.resolve_version(f"t{task}")
         assert prompt.task == f"t{task}"
+        self.flying[task] += 1
         answer = await self.engine.answer(prompt, {"text": text}, decoding=BRIEF, timeout_s=120)
         self.check_bounds()
+        self.flying -= Counter([task])
         return answer
 
     def check_bounds(self) -> None:
         stats = self.engine.stats()
         assert self.registry.readings()["prompts_loaded_bytes"] <= self.host
         assert stats.prefix_bytes <= self.kv
-        assert stats.resident_bytes <= self.device + 16 * VECTOR_BYTES  # what runs is never dropped
+        assert stats.resident_bytes <= self.device + len(self.flying) * VECTOR_BYTES  # what is needed stays
 
     def cached(self, task: int) -> bool:
         version = self.store.get_version(f"t{task}", 1)
@@ -112,10 +116,10 @@ async def test_prompts_beyond_the_hosts_budget_asked_in_turns_are_all_answered_a
     async with tiers.running():
         tiers.store.loads.clear()
         cold = 0
-        for turn in range(3):
+        for _ in range(3):
             for i in range(count):
                 missing, before = not tiers.cached(i), len(tiers.store.loads)
-                for answer in await asyncio.gather(*(tiers.ask(i, f"film {i}") for _ in range(4))):
+                for answer in await asyncio.gather(*(tiers.ask(i, f"film {i}") for _caller in range(4))):
                     same(answer, wanted[i])
                 assert tiers.store.loads[before:] == [f"t{i}@1"] * missing  # one read for four callers
                 cold += missing
@@ -132,8 +136,8 @@ async def test_prompts_beyond_the_hosts_budget_asked_in_turns_are_all_answered_a
 @pytest.mark.slow
 async def test_thousands_of_tasks_through_registry_and_engine_are_answered_within_small_budgets(tmp_path: Path) -> None:
     """Every task once in random order, then as many questions by Zipf's law; 64 callers at a time."""
-    count = 10_000
-    tiers = Tiers(tmp_path, host=500, device=100)
+    count = 2_000
+    tiers = Tiers(tmp_path, host=100, device=20)
     tiers.register(count)
     dice = random.Random(5)
     order = dice.sample(range(count), count)
@@ -154,5 +158,5 @@ async def test_thousands_of_tasks_through_registry_and_engine_are_answered_withi
         stats = tiers.engine.stats()
         assert sum(stats.finished.values()) >= 2 * count
         assert set(stats.finished) <= {"label", "length", "stop"}
-        assert count - 500 <= len(tiers.store.loads) < 1.6 * count  # Zipf's favourites stayed
+        assert count - 100 <= len(tiers.store.loads) < 1.6 * count  # Zipf's favourites stayed
         assert stats.prefix_hits > 0
