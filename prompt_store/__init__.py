@@ -58,6 +58,7 @@ from prompt_store.models import (
 from prompt_store.objects import ObjectStore
 from prompt_store.publication import JointPublication, NewPrompt, Publication
 from prompt_store.reconcile import Problem
+from prompt_store.recorded import recorded_snapshot
 from prompt_store.redis_metadata import RedisMetadata
 from prompt_store.refs import (
     PromptRef,
@@ -138,4 +139,5 @@ __all__ = [
     "decode_blob",
     "encode_blob",
     "parse_ref",
+    "recorded_snapshot",
 ]

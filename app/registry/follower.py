@@ -2,7 +2,8 @@
 
 A thread follows the event stream and compares epochs; it and every write move the snapshot on through `refresh`: by
 what the events name, and by reading everything when they do not add up. When the store cannot be reached, or has
-forgotten what its record files hold, the last good snapshot stays: in memory, and for a cold start in the manifest.
+forgotten what its record files hold, the last good snapshot stays: in memory, and for a cold start in the manifest; a
+replica that has none reads the records that lie beside the blobs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.registry.manifest import ManifestWriter
-from prompt_store import PromptStore, Snapshot, StoreError
+from prompt_store import PromptStore, Snapshot, StoreError, recorded_snapshot
 
 log = logging.getLogger(__name__)
 _BLOCK_MS = 200
@@ -37,6 +38,8 @@ class Follower:
         self.known = False  # whether `snapshot` came from anywhere at all
         self.degraded: str | None = None  # the code of what keeps the store out of reach
         self.full_reads = 0
+        self._followed = False  # whether events behind `snapshot` tell all that it lacks
+        self._lacking: dict[str, str] | None = None  # why there was nothing to start from, as last told
         self._store = store
         self._manifest = manifest
         self._writer = ManifestWriter(manifest)
@@ -47,12 +50,12 @@ class Follower:
         self._thread = threading.Thread(target=self._follow, name="registry-follower", daemon=True)
 
     def start(self) -> None:
-        """Take the first snapshot, from the store or else from the manifest, and begin to follow."""
+        """Take the first snapshot, from the store or else from what lies on disk, and begin to follow."""
         try:
             self.refresh()
         except StoreError as error:
             self._mark(error.code)
-            self._load_manifest()
+            self._take_what_is_left()
         self._thread.start()
         self._writer.start()
 
@@ -72,10 +75,10 @@ class Follower:
             if self._store.behind():
                 self._mark("store_behind")
                 if not self.known:
-                    self._load_manifest()
+                    self._take_what_is_left()
                 return
             moved = not self.known or snapshot.epoch != before.epoch or names is None
-            self.snapshot, self.known = snapshot, True
+            self.snapshot, self.known, self._followed = snapshot, True, True
             self._mark(None)
             if moved:  # under the lock: whoever listens hears of the moves in their order
                 self._writer.offer(snapshot)
@@ -83,7 +86,7 @@ class Follower:
 
     def _read(self) -> tuple[Snapshot, frozenset[str] | None]:
         """The registry as it is now, and the tasks that may differ from what is known."""
-        delta = self._store.delta(self.snapshot) if self.known else None
+        delta = self._store.delta(self.snapshot) if self._followed else None
         if delta is not None:
             return self.snapshot.after(delta), frozenset(delta.entries)
         self.full_reads += 1
@@ -102,6 +105,9 @@ class Follower:
                 wait_s = 0.1
             except StoreError as error:
                 self._mark(error.code)
+                with self._refreshing:
+                    if not self.known:
+                        self._take_what_is_left()
                 self._stop.wait(wait_s * random.uniform(0.8, 1.2))  # noqa: S311 - spreads replicas, hides nothing
                 wait_s = min(_MAX_BACKOFF_S, wait_s * 2)
             except Exception:
@@ -117,14 +123,22 @@ class Follower:
             return True
         return bool(self._store.events(self.snapshot.last_event_id, limit=1, block_ms=_BLOCK_MS))
 
-    def _load_manifest(self) -> None:
+    def _take_what_is_left(self) -> None:
+        """The manifest, or else what the records tell; where neither can be read, nothing is known."""
         before = self.snapshot
         try:
-            self.snapshot, self.known = Snapshot.load(self._manifest), True
-        except StoreError as error:
-            log.warning("no manifest to start from", extra={"code": error.code})
-            return
-        log.info("started from the manifest", extra={"epoch": self.snapshot.epoch})
+            found, followed, source = Snapshot.load(self._manifest), True, "manifest"
+        except StoreError as unread:
+            try:
+                found, followed, source = recorded_snapshot(self._store.records), False, "records"
+            except StoreError as error:
+                codes = {"manifest": unread.code, "records": error.code}
+                if codes != self._lacking:
+                    log.warning("no manifest and no records to start from", extra=codes)
+                self._lacking = codes
+                return
+        self.snapshot, self.known, self._followed = found, True, followed
+        log.info("started without the registry", extra={"source": source, "epoch": found.epoch})
         self._changed(before, None)
 
     def _mark(self, degraded: str | None) -> None:

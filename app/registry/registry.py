@@ -75,7 +75,8 @@ class Registry:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
-        """Know what there is and load the preload list. Works without the store if a manifest was saved."""
+        """Know what there is and load the preload list. Works without the store if there is a manifest or the
+        records can be read."""
         self._loop = asyncio.get_running_loop()
         await self._in_thread(self._follower.start)
         self._scrubber.start()
@@ -238,7 +239,7 @@ class Registry:
 
     def _view(self) -> Snapshot:
         if not self._follower.known:
-            raise StoreDown("the registry has not been reached yet, and there is no manifest to start from")
+            raise StoreDown("the registry has not been reached yet, and no manifest or records either")
         return self._follower.snapshot
 
     async def _write(self, call: Callable[[], T]) -> T:

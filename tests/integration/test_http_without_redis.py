@@ -16,6 +16,7 @@ from prompt_store import PromptStore
 from tests.fakes import FakeBackbone, FakeEngineService, publish
 from tests.live import HANG_S, Live, serving, wait_until
 from tests.redis_server import RedisServer
+from tests.s3 import S3Server
 
 ROWS = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(12)]
 
@@ -33,6 +34,15 @@ def server() -> Iterator[RedisServer]:
 def settings(tmp_path: Path, server: RedisServer) -> Settings:
     publish(PromptStore.open(server.url, tmp_path / "blobs"), FakeBackbone(), "echo", "{text}")
     return Settings(data_dir=tmp_path, redis_url=server.url, reconcile_s=0.2)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty prefix on a server that speaks S3's protocol."""
+    with S3Server() as running:
+        for name, value in running.environment.items():
+            monkeypatch.setenv(name, value)
+        yield f"s3://{running.bucket}/prompts"
 
 
 def service(settings: Settings) -> FastAPI:
@@ -95,9 +105,35 @@ def test_cold_start_without_redis_answers_from_the_manifest(
         wait_until(lambda: not degraded(live))
 
 
-def test_cold_start_without_redis_and_manifest_is_alive_but_not_ready(settings: Settings, server: RedisServer) -> None:
+def test_new_replica_without_redis_answers_from_the_records_in_the_object_store(
+    s3: str, server: RedisServer, tmp_path: Path
+) -> None:
+    """A pod of `k8s/overlays/s3` that was never there before: nothing on its disk, Redis away."""
+    folders = (tmp_path / name for name in ("first", "new"))
+    first, new = (Settings(data_dir=one, redis_url=server.url, blobs_url=s3, reconcile_s=0.2) for one in folders)
+    with PromptStore.open(server.url, first.blobs, blobs_url=s3) as store:
+        for template in ("{text}", "Again: {text}"):
+            publish(store, FakeBackbone(), "echo", template)
+        store.move_alias("echo", "prod", 1, expected=2)
     server.kill()
-    with serving(service(settings)) as live:
+    with serving(service(new)) as live:
+        assert degraded(live)
+        for ref, version in {"echo": 1, "echo@2": 2}.items():
+            answer = httpx.post(f"{live.url}/v1/tasks/{ref}/generate", json={"input": "hello"}, timeout=HANG_S)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["outputs"][0]["version"] == version
+        refused = httpx.put(f"{live.url}/v1/tasks/new", json={"fields": ["text"]}, timeout=HANG_S)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+        server.start()
+        wait_until(lambda: not degraded(live))
+        assert answers(live)
+
+
+def test_cold_start_without_redis_manifest_and_records_is_alive_but_not_ready(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    server.kill()
+    with serving(service(Settings(data_dir=tmp_path, redis_url=server.url, reconcile_s=0.2))) as live:
         assert httpx.get(f"{live.url}/livez").status_code == 200
         ready = httpx.get(f"{live.url}/readyz", timeout=HANG_S)
         assert (ready.status_code, ready.json()["error"]["code"]) == (503, "not_ready")
@@ -105,4 +141,6 @@ def test_cold_start_without_redis_and_manifest_is_alive_but_not_ready(settings: 
         assert (asked.status_code, asked.json()["error"]["code"]) == (503, "store_unavailable")
         server.start()
         wait_until(lambda: httpx.get(f"{live.url}/readyz").status_code == 200)
-        assert answers(live)
+        with PromptStore.open(server.url, tmp_path / "blobs") as store:
+            publish(store, FakeBackbone(), "echo", "{text}")
+        wait_until(lambda: answers(live))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.errors import EngineFailure, Overloaded, StoreDown, VersionUnavailable
+from app.errors import EngineFailure, Overloaded, VersionUnavailable
 from app.telemetry import Metrics
 from prompt_store import (
     AliasTarget,
@@ -247,35 +247,6 @@ def test_store_that_goes_away_degrades_and_answers_go_on(store: FragileStore, tm
             assert (await registry.resolve_version("echo")).version == 1
             store.down = False
             await until(lambda: not registry.degraded)
-
-    run(test())
-
-
-def test_cold_start_without_the_store_answers_from_the_manifest(store: FragileStore, tmp_path: Path) -> None:
-    async def test() -> None:
-        async with running(store, tmp_path):
-            pass
-        store.down = True
-        async with running(store, tmp_path) as registry:
-            assert registry.degraded
-            assert registry.degraded_code == "store_unavailable"
-            assert (await registry.resolve_version("echo")).version == 1
-            store.down = False
-            await until(lambda: not registry.degraded)
-
-    run(test())
-
-
-def test_cold_start_without_store_and_manifest_waits_for_the_store(store: FragileStore, tmp_path: Path) -> None:
-    async def test() -> None:
-        store.down = True
-        async with running(store, tmp_path / "elsewhere") as registry:
-            assert not registry.known
-            with pytest.raises(StoreDown):
-                await registry.resolve_version("echo")
-            store.down = False
-            await until(lambda: registry.known)
-            assert (await registry.resolve_version("echo")).version == 1
 
     run(test())
 
