@@ -1,6 +1,7 @@
-"""Replicas of a service, each a process of its own: a real store and real jobs, an engine that only repeats.
+"""Replicas of a service, each a process of its own: a real store, real jobs, and an engine that only repeats or, with
+`model`, the bundled backbone on the real engine.
 
-    python -m tests.replica REDIS_URL SHARED_FOLDER OWN_FOLDER
+    python -m tests.replica REDIS_URL SHARED_FOLDER OWN_FOLDER [model]
 
 Settings come from the environment too. One prints its address, and ends when its standard input does.
 """
@@ -17,10 +18,13 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 @contextmanager
-def replicas(redis_url: str, shared: Path, own: list[Path], environment: dict[str, str]) -> Iterator[list[str]]:
+def replicas(
+    redis_url: str, shared: Path, own: list[Path], environment: dict[str, str], *, model: bool = False
+) -> Iterator[list[str]]:
     """The addresses of replicas, one for each of the folders `own`, that run until the block ends."""
     with ExitStack() as stack:
-        processes = [_start(stack, [redis_url, str(shared), str(folder)], environment) for folder in own]
+        kind = ["model"] if model else []
+        processes = [_start(stack, [redis_url, str(shared), str(folder), *kind], environment) for folder in own]
         try:
             addresses = [process.stdout.readline().strip() for process in processes if process.stdout is not None]
             assert all(addresses), "a replica did not start"
@@ -58,7 +62,8 @@ def _start(stack: ExitStack, arguments: list[str], environment: dict[str, str]) 
     )
 
 
-def main(redis_url: str, shared: str, own: str) -> None:
+def main(redis_url: str, shared: str, own: str, model: str = "") -> None:
+    from app.backbone import BackboneConfig, load_backbone
     from app.main import create_app
     from app.settings import Settings
     from app.training import JobStore
@@ -71,8 +76,9 @@ def main(redis_url: str, shared: str, own: str) -> None:
         app = create_app(
             Settings(data_dir=Path(own), redis_url=redis_url),
             store=store,
-            backbone=FakeBackbone(),  # type: ignore[arg-type]
-            engine=FakeEngineService(),  # type: ignore[arg-type]
+            # loaded before the server has its time to start
+            backbone=load_backbone(BackboneConfig()) if model else FakeBackbone(),  # type: ignore[arg-type]
+            engine=None if model else FakeEngineService(),  # type: ignore[arg-type]
             jobs=JobStore.open(redis_url, folder, store, lease_s=15),
         )
         with serving(app) as live:

@@ -21,7 +21,7 @@ class Story:
 
 def victims(url: str, folder: Path, mode: str, argument: str) -> Story:
     command = [sys.executable, "-m", "tests.contract.prompt_store_victim", url, str(folder), mode, argument]
-    done = subprocess.run(command, cwd=REPOSITORY, check=True, timeout=120, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=REPOSITORY, check=True, timeout=480, stdout=subprocess.PIPE, text=True)
     story = Story()
     for line in done.stdout.splitlines():
         match line.split(" "):

@@ -1,4 +1,6 @@
-"""kill -9 of publishers and of the server: no acknowledged version is lost, none is made twice, no blob is torn."""
+"""kill -9 of publishers and of the server: no acknowledged version is lost, none is made twice, no blob is torn, and
+who reads meanwhile is served nothing else than what was published.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ import pytest
 import redis
 
 from prompt_store import BlobStore, PromptStore, RedisMetadata, StoreUnavailable
+from tests.contract.prompt_store_reader import Reader, read_all_the_while
 from tests.contract.prompt_store_stories import Story, victims
 from tests.contract.prompt_store_victim import publish
 
@@ -60,8 +63,15 @@ def say(figures: str) -> None:
     sys.stdout.write(figures + "\n")
 
 
-def run_victims(url: str, folder: Path, mode: str, argument: str) -> tuple[Story, int]:
-    story = victims(url, folder, mode, argument)
+def told(figures: str, reader: Reader) -> str:
+    return f"{figures}; {reader.seen} versions read meanwhile in {reader.loads} loads, {len(reader.wrong)} wrong"
+
+
+def run_victims(url: str, folder: Path, mode: str, argument: str) -> tuple[Story, int, Reader]:
+    with read_all_the_while(url, folder) as reader:
+        story = victims(url, folder, mode, argument)
+    assert reader.seen >= len(story.acked)
+    assert reader.looks > story.deaths, "it hardly looked before all was over"
     with PromptStore(RedisMetadata(url), BlobStore(folder)) as store:
         check_nothing_acknowledged_is_lost(store, story)
         check_whole(store)
@@ -71,23 +81,24 @@ def run_victims(url: str, folder: Path, mode: str, argument: str) -> tuple[Story
         store.collect_orphans(grace_s=0)
         assert store.fsck().problems == ()
         assert not list(folder.glob("*/.tmp-*"))
-    return story, unheard
+    return story, unheard, reader
 
 
 @pytest.mark.parametrize("content", ["fresh", pytest.param("same", marks=pytest.mark.slow)])
 def test_publisher_when_killed_at_any_step_leaves_nothing_torn(
     redis_url: str, tmp_path: Path, content: str, record_property: Callable[[str, object], None]
 ) -> None:
-    story, unheard = run_victims(redis_url, tmp_path, "points", content)
+    story, unheard, reader = run_victims(redis_url, tmp_path, "points", content)
     # every step but the last child's, which lived; the later ones had committed
     assert story.deaths == len(story.begun) - 1 >= 15
     assert unheard >= 5
     assert len(story.acked) == 1
     record_property("tries", story.deaths)
+    record_property("told", told(f"{story.deaths} kills", reader))
 
 
 def test_publisher_when_killed_at_random_moments_loses_nothing(redis_url: str, tmp_path: Path) -> None:
-    story, _ = run_victims(redis_url, tmp_path, "rounds", "8")
+    story, *_ = run_victims(redis_url, tmp_path, "rounds", "8")
     assert story.deaths == 8
 
 
@@ -95,10 +106,13 @@ def test_publisher_when_killed_at_random_moments_loses_nothing(redis_url: str, t
 def test_publisher_when_killed_at_very_many_random_moments_loses_nothing(
     redis_url: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    story, unheard = run_victims(redis_url, tmp_path, "rounds", "280")
+    story, unheard, reader = run_victims(redis_url, tmp_path, "rounds", "280")
+    figures = f"{story.deaths} kills, {len(story.begun)} begun, {len(story.acked)} acknowledged, {unheard} unheard"
     record_property("tries", story.deaths)
-    say(f"{story.deaths} kills, {len(story.begun)} begun, {len(story.acked)} acknowledged, {unheard} unheard")
+    record_property("told", told(figures, reader))
+    say(told(figures, reader))
     assert story.deaths == 280
+    assert len(reader.epochs) > 20, "it looked only when all was over"
 
 
 class Server:
@@ -172,14 +186,10 @@ def kill_server_while_publishing(tmp_path: Path, kills: int) -> str:
         try:
             for publisher in publishers:
                 publisher.start()
-            for turn in range(kills):
-                wait_for_acknowledgements(story, 3)
-                time.sleep(random.uniform(0.0, 0.05))
-                server.kill()
-                if turn % 5 == 4:
-                    time.sleep(1.5)  # longer than a publisher goes on trying
-                server.start()
-            wait_for_acknowledgements(story, 3)
+            with read_all_the_while(server.url, tmp_path / "store") as reader:
+                kill_again_and_again(server, story, kills)
+            assert reader.seen > kills
+            assert reader.away or kills < 5, "it was never without the server"
         finally:
             for publisher in publishers:
                 publisher.stopped.set()
@@ -192,7 +202,19 @@ def kill_server_while_publishing(tmp_path: Path, kills: int) -> str:
             finally:
                 server.kill()
     refused = sum(publisher.refused for publisher in publishers)
-    return f"{kills} kills of the server, {len(story.acked)} versions acknowledged, {refused} calls refused, 0 lost"
+    figures = f"{kills} kills of the server, {len(story.acked)} versions acknowledged, {refused} calls refused, 0 lost"
+    return told(figures, reader)
+
+
+def kill_again_and_again(server: Server, story: Story, kills: int) -> None:
+    for turn in range(kills):
+        wait_for_acknowledgements(story, 3)
+        time.sleep(random.uniform(0.0, 0.05))
+        server.kill()
+        if turn % 5 == 4:
+            time.sleep(1.5)  # longer than a publisher goes on trying
+        server.start()
+    wait_for_acknowledgements(story, 3)
 
 
 def wait_for_acknowledgements(story: Story, more: int) -> None:
@@ -210,5 +232,35 @@ def test_server_when_killed_during_publish_loses_nothing(tmp_path: Path) -> None
 def test_server_when_killed_many_times_during_publish_loses_nothing(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    say(kill_server_while_publishing(tmp_path, 40))
+    figures = kill_server_while_publishing(tmp_path, 40)
+    say(figures)
     record_property("tries", 40)
+    record_property("told", figures)
+
+
+def break_bytes(store: PromptStore, digest: str) -> None:
+    path = store.blobs.root / "blobs" / f"{digest}.safetensors"
+    path.chmod(0o600)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def remove(store: PromptStore, digest: str) -> None:
+    (store.blobs.root / "blobs" / f"{digest}.safetensors").unlink()
+
+
+@pytest.mark.parametrize(("damage", "word"), [(break_bytes, "CorruptBlob"), (remove, "BlobNotFound")])
+def test_reader_that_is_served_something_wrong_says_so(
+    redis_url: str, tmp_path: Path, damage: Callable[[PromptStore, str], None], word: str
+) -> None:
+    with PromptStore(RedisMetadata(redis_url), BlobStore(tmp_path)) as store:
+        reader = Reader(store)
+        version = publish(store, "one", "sentiment", 1).version
+        reader.look()
+        assert (reader.seen, reader.loads, reader.wrong) == (1, 2, [])
+        damage(store, version.digest)
+        publish(store, "two", "other", 2)
+        reader.look()
+        (wrong,) = reader.wrong
+        assert wrong.startswith("sentiment@1")
+        assert word in wrong

@@ -2,14 +2,15 @@
 
     python -m pytest -p tests.fault_matrix.matrix --faults docs/results/faults.md -m "not gpu"
 
-A test counts as one try, a parametrized one as many as it has cases; one that kills more than once says how often with
-`record_property("tries", n)`. A failure is a violation.
+A test counts as one try, a parametrized one as many as it has cases; one that does it more than once says how often
+with `record_property("tries", n)`, and what it measured with `record_property("told", text)`. A failure is a violation.
+A test that belongs to two faults counts for both, and once in the page's sum.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +23,36 @@ ROOT = Path(__file__).parents[1]
 
 
 @dataclass
+class Outcome:
+    """What became of one case of a test; a failure before or behind its call counts, too."""
+
+    carried_out: bool = False
+    tries: int = 0
+    violations: int = 0
+    skipped: bool = False
+    told: str = ""
+
+
+@dataclass
 class Tally:
+    """What became of several."""
+
     tests: int = 0
     tries: int = 0
     violations: int = 0
     skipped: int = 0
+    told: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, outcomes: Iterable[Outcome]) -> Tally:
+        found = list(outcomes)
+        return cls(
+            tests=sum(one.carried_out for one in found),
+            tries=sum(one.tries for one in found),
+            violations=sum(one.violations for one in found),
+            skipped=sum(one.skipped for one in found),
+            told=tuple(one.told for one in found if one.told),
+        )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,14 +67,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def faults_of(nodeid: str) -> list[Fault]:
     """The faults that a test belongs to. `nodeid` as pytest has it, with or without its case."""
     name = nodeid.removeprefix("tests/").partition("[")[0]
-    anything = name.partition("::")[0] + "::*"
-    return [fault for fault in FAULTS if name in fault.tests or anything in fault.tests]
+    return [fault for fault in FAULTS if name in fault.tests]
 
 
 class Matrix:
     def __init__(self, page: Path) -> None:
         self._page = page
-        self._tallies: dict[int, Tally] = defaultdict(Tally)
+        self._outcomes: dict[str, Outcome] = defaultdict(Outcome)  # by node id
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         wanted = [item for item in items if faults_of(item.nodeid)]
@@ -56,35 +81,37 @@ class Matrix:
         items[:] = wanted
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when != "call" and report.outcome == "passed":
-            return
-        tries = next((int(str(n)) for name, n in report.user_properties if name == "tries"), 1)
-        for fault in faults_of(report.nodeid):
-            count(self._tallies[fault.number], report, tries)
+        if report.when == "call" or report.outcome != "passed":
+            note(self._outcomes[report.nodeid], report)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(session.config, "workerinput"):  # one of several: whoever gathers the reports writes the page
             return
-        self._page.write_text(page_of(self._tallies), encoding="utf-8")
+        self._page.write_text(page_of(self._outcomes), encoding="utf-8")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for line in lines_of(self._tallies):
+        for line in lines_of(self._outcomes):
             terminalreporter.write_line(line)
 
 
-def count(tally: Tally, report: pytest.TestReport, tries: int) -> None:
-    """A test that fails before or behind its call is a violation too."""
-    tally.violations += report.outcome == "failed"
+def note(outcome: Outcome, report: pytest.TestReport) -> None:
+    said = {name: str(value) for name, value in report.user_properties}
+    outcome.violations += report.outcome == "failed"
+    outcome.told = said.get("told", outcome.told)
     if report.outcome == "skipped":
-        tally.skipped += 1
+        outcome.skipped = True
     elif report.when == "call":
-        tally.tests += 1
-        tally.tries += tries
+        outcome.carried_out = True
+        outcome.tries = int(said.get("tries", 1))
 
 
-def lines_of(tallies: dict[int, Tally]) -> Iterable[str]:
+def tally_of(fault: Fault, outcomes: Mapping[str, Outcome]) -> Tally:
+    return Tally.of(outcome for nodeid, outcome in outcomes.items() if fault in faults_of(nodeid))
+
+
+def lines_of(outcomes: Mapping[str, Outcome]) -> Iterable[str]:
     for fault in FAULTS:
-        tally = tallies.get(fault.number, Tally())
+        tally = tally_of(fault, outcomes)
         counts = f"{tally.tries:5} tries {tally.violations:3} violations"
         yield f"{fault.number:3} {fault.what[:70]:70} {counts}  {state(fault, tally)}"
 
@@ -92,21 +119,25 @@ def lines_of(tallies: dict[int, Tally]) -> Iterable[str]:
 def state(fault: Fault, tally: Tally) -> str:
     if tally.violations:
         return "VIOLATED"
+    skipped = f", {tally.skipped} skipped" if tally.skipped else ""
     if tally.tests:
-        return "held"
-    return "not carried out" if fault.tests else "no test"
+        return "held" + skipped
+    return ("not carried out" if fault.tests else "no test") + skipped
 
 
-def page_of(tallies: dict[int, Tally]) -> str:
+def page_of(outcomes: Mapping[str, Outcome]) -> str:
     """The Markdown page."""
-    held = sum(state(fault, tallies.get(fault.number, Tally())) == "held" for fault in FAULTS)
-    violations = sum(tally.violations for tally in tallies.values())
-    tries = sum(tally.tries for tally in tallies.values())
+    tallies = {fault.number: tally_of(fault, outcomes) for fault in FAULTS}
+    states = [state(fault, tallies[fault.number]) for fault in FAULTS]
+    held, partly = states.count("held"), sum(one.startswith("held,") for one in states)
+    total = Tally.of(outcomes.values())
     head = [
         "# What breaks, and what does not",
         "",
-        f"`make chaos`; {conditions()}. {len(FAULTS)} faults: {held} carried out and held, {tries} tries, "
-        f"{violations} violations. A try is one case of a test, or one kill of a test that kills.",
+        f"`make chaos`; {conditions()}. {len(FAULTS)} faults: {held} carried out and held, {partly} with some of their "
+        f"tests skipped; {total.tests} tests, {total.tries} tries, {total.violations} violations, {total.skipped} "
+        "skipped. A try is one case of a test, or one kill of a test that kills; a test of two faults stands in both "
+        "lines and counts once here.",
     ]
     for group in dict.fromkeys(fault.group for fault in FAULTS):
         head += [
@@ -117,8 +148,8 @@ def page_of(tallies: dict[int, Tally]) -> str:
             "|---|---|---|---|---|---|---|",
         ]
         for fault in (fault for fault in FAULTS if fault.group == group):
-            tally = tallies.get(fault.number, Tally())
-            said = state(fault, tally) + (f": {fault.gap}" if fault.gap else "")
+            tally = tallies[fault.number]
+            said = "; ".join([state(fault, tally) + (f": {fault.gap}" if fault.gap else ""), *tally.told])
             head.append(
                 f"| {fault.number} | {fault.what} | {fault.expected} | {tally.tests} | {tally.tries} "
                 f"| {tally.violations} | {said} |"

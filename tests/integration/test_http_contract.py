@@ -136,7 +136,7 @@ def test_every_answer_is_one_that_the_contract_names(
     live: Live, record_property: Callable[[str, object], None]
 ) -> None:
     found = ask_everything(live, phases=("examples", "fuzzing"), examples=6, seed=1)
-    record_property("tries", found.calls)
+    record_property("told", f"{found.calls} calls of {len(found.operations)} operations")
     check_run(live, found)
     assert found.calls > 200
 
@@ -146,6 +146,6 @@ def test_every_answer_to_very_many_calls_is_one_that_the_contract_names(
     live: Live, record_property: Callable[[str, object], None]
 ) -> None:
     found = ask_everything(live, phases=PHASES, examples=80, seed=2)
-    record_property("tries", found.calls)
+    record_property("told", f"{found.calls} calls of {len(found.operations)} operations")
     check_run(live, found)
     assert found.calls > 4000

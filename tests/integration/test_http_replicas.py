@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -28,8 +27,6 @@ from tests.replica import REPOSITORY, mortal_replica, replicas
 
 PEPPER = "a pepper of the tests, long enough for one"
 ROWS = [{"text": f"{word} number {n}", "label": word} for n in range(10) for word in ("good", "bad")]
-PATIENCE_S = 5.0
-"""What is promised is a second, of two processes that have a core each; a busy machine may take longer."""
 
 
 @dataclass
@@ -92,45 +89,30 @@ def answered(client: httpx.Client, ref: str) -> int | None:
     return answer.json()["outputs"][0]["version"] if answer.status_code == 200 else None
 
 
-def seconds_until(true: Callable[[], bool]) -> float:
-    began = time.monotonic()
-    wait_until(true, timeout_s=PATIENCE_S)
-    return time.monotonic() - began
+# How soon is asked in test_http_replicas_model.py, where nothing else is measured beside it.
 
 
-def test_published_version_answers_on_every_replica_within_a_second(
-    two: Installation, record_property: Callable[[str, object], None]
-) -> None:
-    took = []
+def test_published_version_answers_on_every_replica(two: Installation) -> None:
     for _ in range(10):
         number = publish(two.store, FakeBackbone(), "mood", "Again: {text}")
-        took.append(seconds_until(lambda number=number: {answered(one, "mood") for one in two.clients} == {number}))
-    record_property("tries", len(took))
-    record_property("seconds_at_most", round(max(took), 3))
-    assert sorted(took)[len(took) // 2] < 1
+        wait_until(lambda number=number: {answered(one, "mood") for one in two.clients} == {number})
 
 
-def test_what_is_changed_through_one_is_true_on_the_other_within_a_second(
-    two: Installation, record_property: Callable[[str, object], None]
-) -> None:
+def test_what_is_changed_through_one_is_true_on_the_other(two: Installation) -> None:
     publish(two.store, FakeBackbone(), "topic", "{text}")
     publish(two.store, FakeBackbone(), "topic", "Again: {text}")
     one, other = two.clients
     wait_until(lambda: {answered(client, "topic") for client in two.clients} == {2})
-    took = []
     for turn in range(10):
         number = 1 + turn % 2
         assert one.put("/v1/tasks/topic/aliases/prod", json={"version": number}).status_code == 200
         assert answered(one, "topic") == number, "whoever moved it sees it at once"
-        took.append(seconds_until(lambda number=number, other=other: answered(other, "topic") == number))
+        wait_until(lambda number=number, other=other: answered(other, "topic") == number)
         one, other = other, one
     assert one.put("/v1/tasks/made", json={"fields": ["text"]}).status_code == 201
-    took.append(seconds_until(lambda: other.get("/v1/tasks/made").status_code == 200))
+    wait_until(lambda: other.get("/v1/tasks/made").status_code == 200)
     assert other.delete("/v1/tasks/made").status_code == 204
-    took.append(seconds_until(lambda: one.get("/v1/tasks/made").status_code == 404))
-    record_property("tries", len(took))
-    record_property("seconds_at_most", round(max(took), 3))
-    assert sorted(took)[len(took) // 2] < 1
+    wait_until(lambda: one.get("/v1/tasks/made").status_code == 404)
 
 
 def test_aliases_agree_after_moves_through_both_at_once(two: Installation) -> None:
