@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from prompt_store import PromptStore
 from tests.adapters import peft_model, serving_llama
 from tests.adapters import save as save_adapter
 from tests.architectures import build_backbone
-from tests.live import HANG_S, serving
+from tests.live import HANG_S, serving, wait_until
 from tests.replica import replicas
 
 # peft 0.21 reads a property that transformers 5.23 has renamed.
@@ -78,16 +79,26 @@ def near(redis_url: str, tmp_path: Path) -> Iterator[Replicas]:
 def far(tmp_path_factory: pytest.TempPathFactory, redis_server_url: str) -> Iterator[Replicas]:
     """Processes; the adapter is the bundled prompt."""
     folder = tmp_path_factory.mktemp("replicas")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "CHORUS_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with ExitStack() as stack:
         server = stack.enter_context(redis.Redis.from_url(redis_server_url))
         server.flushall()
         own = [folder / "one", folder / "other"]
         urls = stack.enter_context(replicas(redis_server_url, folder / "shared", own, environment, model=True))
         clients = [stack.enter_context(httpx.Client(base_url=url, timeout=HANG_S)) for url in urls]
+        for client in clients:
+            tasks = len(client.get("/v1/tasks").json()["data"])
+            wait_until(lambda client=client, tasks=tasks: loaded(client) >= tasks)  # a fresh start is behind them
         answer = clients[0].get(f"/v1/tasks/{TASK}/versions/1/adapter")
         assert answer.status_code == 200, answer.text
         yield Replicas(clients, answer.json())
+
+
+def loaded(client: httpx.Client) -> float:
+    """Prompts that the replica holds ready."""
+    found = re.search(r"^chorus_prompts_loaded (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    assert found is not None
+    return float(found[1])
 
 
 def answered(client: httpx.Client) -> int:
@@ -104,7 +115,7 @@ def seconds_until_all_answer(clients: list[httpx.Client], number: int) -> float:
         together.wait(HANG_S)
         while answered(client) != number:
             assert time.monotonic() - began < HANG_S, "the version is not answered with"
-            time.sleep(0.01)
+            time.sleep(0.02)
         return time.monotonic() - began
 
     with ThreadPoolExecutor(len(clients)) as threads:

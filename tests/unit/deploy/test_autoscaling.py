@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import yaml
 
 from app.settings import Settings
 from app.telemetry.metrics import ENGINE, PREFIX
@@ -16,9 +17,11 @@ from app.training.jobs import JobStore
 from app.training.queue import Dispatcher
 from app.training.records import JobRecords
 from app.training.supervision import GRACE_S
+from tests.promql import parse, selectors
 from tests.unit.deploy.kustomization import Object, build
 
-BUILT = build(Path(__file__).resolve().parents[3] / "k8s" / "overlays" / "autoscaling")
+ROOT = Path(__file__).resolve().parents[3]
+BUILT = build(ROOT / "k8s" / "overlays" / "autoscaling")
 SCALED_FIELDS = {
     "scaleTargetRef", "minReplicaCount", "maxReplicaCount", "pollingInterval", "cooldownPeriod", "fallback",
     "advanced", "triggers",
@@ -52,6 +55,78 @@ def test_api_is_scaled_by_a_metric_that_is_exported() -> None:
     (name,) = re.findall(rf"{PREFIX}\w+", trigger("api")["metadata"]["query"])
     assert name.removeprefix(PREFIX) in ENGINE.values()
     assert float(trigger("api")["metadata"]["threshold"]) < Settings().max_queued_tokens
+
+
+TARGET = {"__scheme__": "http", "__metrics_path__": "/metrics"}
+
+
+def found_in_the_cluster() -> list[dict[str, str]]:
+    """What `role: pod` tells of every port of every pod of the overlay, and of an API pod in another namespace."""
+    pods = [
+        (item["metadata"]["namespace"], item["spec"]["template"])
+        for item in BUILT
+        if "template" in item.get("spec", {})
+    ]
+    (api,) = [pod for _, pod in pods if pod["metadata"]["labels"]["app.kubernetes.io/name"] == "api"]
+    return [
+        {
+            **TARGET,
+            "__meta_kubernetes_namespace": namespace,
+            "__meta_kubernetes_pod_name": f"{pod['metadata']['labels']['app.kubernetes.io/name']}-abc12",
+            "__meta_kubernetes_pod_container_port_name": port["name"],
+            **{
+                "__meta_kubernetes_pod_label_" + re.sub(r"\W", "_", name): value
+                for name, value in pod["metadata"]["labels"].items()
+            },
+        }
+        for namespace, pod in [*pods, ("elsewhere", api)]
+        for port in pod["spec"]["containers"][0].get("ports", [])
+    ]
+
+
+def relabelled(labels: dict[str, str], rules: list[Object]) -> dict[str, str] | None:
+    """As Prometheus does, for the two actions that are used; None: dropped. Labels in `__` do not reach series."""
+    for rule in rules:
+        assert set(rule) <= {"source_labels", "regex", "action", "target_label"}, rule
+        text = ";".join(labels.get(name, "") for name in rule["source_labels"])
+        match = re.fullmatch(rule.get("regex", "(.*)"), text)
+        if rule.get("action", "replace") == "keep":
+            if match is None:
+                return None
+        elif match is not None:
+            labels = {**labels, rule["target_label"]: match[1]}
+    return {name: value for name, value in labels.items() if not name.startswith("__")}
+
+
+def test_documented_scrape_gives_the_labels_that_the_query_asks_for() -> None:
+    (scrape,) = yaml.safe_load((ROOT / "monitoring" / "kubernetes.yml").read_text())["scrape_configs"]
+    targets = [relabelled(labels, scrape["relabel_configs"]) for labels in found_in_the_cluster()]
+    (labels,) = [one for one in targets if one is not None]
+    assert labels == {"namespace": "chorus", "pod": "api-abc12"}
+    (asked,) = selectors(parse(trigger("api")["metadata"]["query"]))
+    assert asked.equal, "the query asks for nothing but a name"
+    assert asked.equal <= labels.items()
+    assert asked.labels == {name for name, _ in asked.equal}
+    assert {scrape["job_name"]} == {value for name, value in asked_of_alerts() if name == "job"}
+
+
+def asked_of_alerts() -> set[tuple[str, str]]:
+    groups = yaml.safe_load((ROOT / "monitoring" / "alerts.yml").read_text())["groups"]
+    expressions = [parse(rule["expr"]) for group in groups for rule in group["rules"]]
+    return {pair for expression in expressions for one in selectors(expression) for pair in one.equal}
+
+
+def test_deployment_page_names_the_scrape_and_the_query_as_they_are() -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    assert "monitoring/kubernetes.yml" in page
+    assert f"`{trigger('api')['metadata']['query']}`" in page
+    monitors = [
+        yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.S) if "PodMonitor" in block
+    ]
+    (spec,) = [monitor["spec"] for monitor in monitors]
+    api = one("Deployment", "api")["spec"]["template"]
+    assert spec["selector"]["matchLabels"].items() <= api["metadata"]["labels"].items()
+    assert spec["podMetricsEndpoints"][0]["port"] in {port["name"] for port in api["spec"]["containers"][0]["ports"]}
 
 
 def test_api_never_falls_below_what_the_disruption_budget_needs() -> None:

@@ -22,6 +22,8 @@ OVERLAYS = ("autoscaling", "cpu", "gpu", "local", "s3")
 FOREIGN = {"keda.sh/v1alpha1"}  # of which the schemas of Kubernetes know nothing: see test_autoscaling.py
 KUBERNETES_VERSIONS = ("1.30", "1.37")
 KUBECTL = shutil.which("kubectl")
+SEEN_AFTER_S = {"kube-proxy, minSyncPeriod": 1.0, "ingress-nginx, 1 / sync-rate-limit": 1 / 0.3}
+"""How long, by their own defaults, those who forward requests may take from hearing of a change to acting on it."""
 BUILT = {overlay: build(K8S / "overlays" / overlay) for overlay in OVERLAYS}
 
 
@@ -125,6 +127,17 @@ def test_api_may_wait_and_drain_before_it_is_killed(overlay: str) -> None:
     wait = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain = float(one(overlay, "ConfigMap", "chorus")["data"]["CHORUS_DRAIN_S"])
     assert pod["terminationGracePeriodSeconds"] > wait + drain
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_api_listens_until_all_who_forward_to_it_have_seen_that_it_goes(overlay: str) -> None:
+    """SIGTERM comes behind `preStop`; the endpoint goes before it, whatever the readiness probe says."""
+    pod = one(overlay, "Deployment", "api")["spec"]["template"]["spec"]
+    wait = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert wait > max(SEEN_AFTER_S.values())
+    deployment = (K8S.parent / "docs/deployment.md").read_text()
+    assert f"during `preStop` ({wait} s)" in deployment
+    assert f"killed after {pod['terminationGracePeriodSeconds']} s" in deployment
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

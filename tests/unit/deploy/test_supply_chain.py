@@ -120,10 +120,10 @@ def test_wanted_packages_are_those_of_the_project_and_of_the_extras_named() -> N
 
 @pytest.mark.slow
 def test_make_sbom_writes_a_bill_of_what_is_installed(tmp_path: Path) -> None:
-    """The tool itself checks its output against the schema of CycloneDX."""
-    if not SBOM_TOOL.exists():
-        pytest.skip("the tool is not installed: make sbom")
-    subprocess.run(["scripts/sbom.sh"], cwd=ROOT, check=True, timeout=300)
+    """The tool itself checks its output against the schema of CycloneDX. The script installs it where it is missing,
+    from the index of packages: where that is out of reach, this fails, and is not passed over."""
+    subprocess.run(["scripts/sbom.sh"], cwd=ROOT, check=True, timeout=600)
+    assert SBOM_TOOL.exists()
     found = json.loads((ROOT / "dist" / f"chorus-{PROJECT['version']}.cdx.json").read_text())
     assert (found["bomFormat"], found["specVersion"]) == ("CycloneDX", "1.6")
     versions = {sbom.normal(component["name"]): component["version"] for component in found["components"]}
