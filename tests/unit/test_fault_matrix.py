@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.fault_matrix.faults import FAULTS
+from tests.fault_matrix import matrix
+from tests.fault_matrix.faults import FAULTS, Fault
 from tests.fault_matrix.matrix import ROOT, Outcome, Tally, faults_of, note, page_of, state, tally_of
 
-BLOBS = "tests/unit/prompt_store/test_blobs.py"
 REFERENCES = sorted({reference for fault in FAULTS for reference in fault.tests})
 
 
@@ -59,32 +59,24 @@ def test_case_counts_once_with_its_tries_and_every_failure_is_a_violation() -> N
     assert torn_down == Outcome(carried_out=True, tries=3, violations=2)
 
 
-def test_page_sums_each_test_once_and_shows_what_was_skipped() -> None:
-    shared = f"{BLOBS}::test_put_when_the_disk_refuses_leaves_nothing"  # of faults 3 and 5
-    own = f"{BLOBS}::test_put_when_writes_are_short_writes_on"  # of fault 4
-    other = f"{BLOBS}::test_put_when_the_file_size_is_limited_is_refused_and_leaves_nothing"
-    killed = "tests/contract/test_prompt_store_kills.py::test_server_when_killed_during_publish_loses_nothing"  # of 2
+def test_page_sums_each_test_once_and_shows_what_was_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    tests = {1: ("t.py::never",), 2: ("t.py::bad",), 3: ("t.py::both",), 4: ("t.py::own", "t.py::away", "t.py::both")}
+    faults = tuple(Fault(number, "group", f"fault {number}", "survives", names) for number, names in tests.items())
+    monkeypatch.setattr(matrix, "FAULTS", faults)
     outcomes = {
-        shared + "[open]": Outcome(carried_out=True, tries=1),
-        shared + "[fsync]": Outcome(carried_out=True, tries=1, told="in 3 ms"),
-        own: Outcome(carried_out=True, tries=5),
-        other: Outcome(skipped=True),
-        killed: Outcome(carried_out=True, tries=2, violations=1),
+        "tests/t.py::both[open]": Outcome(carried_out=True, tries=1),
+        "tests/t.py::both[fsync]": Outcome(carried_out=True, tries=1, told="in 3 ms"),
+        "tests/t.py::own": Outcome(carried_out=True, tries=5),
+        "tests/t.py::away": Outcome(skipped=True),
+        "tests/t.py::bad": Outcome(carried_out=True, tries=2, violations=1),
     }
-    tallies = {fault.number: tally_of(fault, outcomes) for fault in FAULTS}
-    assert tallies[3] == tallies[5] == Tally(tests=2, tries=2, told=("in 3 ms",))
-    assert [state(fault, tallies[fault.number]) for fault in FAULTS[:5]] == [
-        "not carried out",
-        "VIOLATED",
-        "held",
-        "held, 1 skipped",
-        "held",
-    ]
+    states = [state(fault, tally_of(fault, outcomes)) for fault in faults]
+    assert states == ["not carried out", "VIOLATED", "held", "held, 1 skipped"]
     page = page_of(outcomes)
-    assert "2 carried out and held, 1 with some of their tests skipped" in page
+    assert "4 faults: 1 carried out and held, 1 with some of their tests skipped" in page
     assert "4 tests, 9 tries, 1 violations, 1 skipped" in page
-    assert "| 2 | 2 | 0 | held; in 3 ms |" in page
-    assert "| 1 | 5 | 0 | held, 1 skipped |" in page
+    assert "| 3 | fault 3 | survives | 2 | 2 | 0 | held; in 3 ms |" in page
+    assert "| 4 | fault 4 | survives | 3 | 7 | 0 | held, 1 skipped; in 3 ms |" in page
 
 
 def test_fault_whose_tests_were_all_skipped_has_not_been_carried_out() -> None:
