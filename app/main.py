@@ -24,6 +24,7 @@ from app.backbone import Backbone, BackboneConfig, load_backbone
 from app.concurrency import running_beside
 from app.engine import EngineConfig, EngineService
 from app.errors import StoreDown
+from app.heap import settle_heap
 from app.interchange.importing import Interchange
 from app.registry import Registry
 from app.settings import Settings
@@ -105,7 +106,7 @@ def serve(settings: Settings) -> None:
             services: Services = app.state.services
             await services.engine.stop(0)
 
-        Server(server_config(app), app.state.drain, cut_off, listener).run()
+        Server(server_config(app), app.state.drain, cut_off, listener, settle=settle_heap).run()
 
 
 def _lifespan(

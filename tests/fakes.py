@@ -91,6 +91,7 @@ class FakeEngineService:
         self.texts: dict[str, str] = {}
         self.admitted: list[str] = []
         self.refuse: ChorusError | None = None
+        self.full: Overloaded | None = None
         self.cancelled = 0
         self.threads: list[int] = []
         self.tenants: list[str] = []
@@ -113,6 +114,10 @@ class FakeEngineService:
         self.draining = True
         self._stopped.set()
         self._released.set()
+
+    def check_room(self) -> None:
+        if self.full is not None:
+            raise self.full
 
     async def admit(self, prompt: LoadedPrompt) -> None:
         if self.refuse is not None:

@@ -26,7 +26,7 @@ from app.api.connections import ABORT, SPARE
 from app.api.drain import Drain
 from app.api.errors import error_response, status_of
 from app.api.faults import TooManyConnections
-from app.errors import CutOff
+from app.errors import CutOff, Overloaded
 from app.settings import Settings
 from app.telemetry import Metrics, request_id
 from app.telemetry.ids import new_id
@@ -103,6 +103,7 @@ class Guard:
         try:
             await self._check(exchange, headers)
             body = await self._read(scope, receive, headers)
+            self._check_room(scope)
             await self._app(scope, replay(body, receive), exchange.send)
         except ClientDisconnect:
             exchange.status = exchange.status or 499
@@ -126,6 +127,16 @@ class Guard:
         await self._access.admit(caller)
         account.set(exchange.account)
         exchange.before_head = partial(self._settle, exchange)
+
+    def _check_room(self, scope: Scope) -> None:
+        """Refuse a request for answers while the queue is full, before it is parsed: most of what a refusal costs is
+        routing and parsing, and under overload the model needs the cores. Raises Overloaded."""
+        if scope["method"] == "POST" and scope["path"].endswith("/generate"):
+            try:
+                scope["app"].state.services.engine.check_room()
+            except Overloaded as error:
+                self._metrics.row_failures.labels(error.code).inc()
+                raise
 
     async def _settle(self, exchange: Exchange) -> None:
         """Charge what was spent: before an answer begins, so that the next request finds it, and at its end."""

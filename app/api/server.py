@@ -139,12 +139,20 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """The first SIGTERM or SIGINT begins a drain; the second ends at once. `cut_off` ends what outlasts the drain."""
+    """The first SIGTERM or SIGINT begins a drain; the second ends at once. `cut_off` ends what outlasts the drain;
+    `settle` is called once all has started."""
 
     def __init__(
-        self, config: uvicorn.Config, drain: Drain, cut_off: Callable[[], Awaitable[None]], listener: socket.socket
+        self,
+        config: uvicorn.Config,
+        drain: Drain,
+        cut_off: Callable[[], Awaitable[None]],
+        listener: socket.socket,
+        *,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(config)
+        self._settle = settle
         self._drain = drain
         self._cut_off = cut_off
         self._listener = listener
@@ -152,6 +160,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[self._listener])
         if self.started:
+            self._settle()
             host, port = self._listener.getsockname()[:2]
             log.info("listening", extra={"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"})
 

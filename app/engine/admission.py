@@ -24,11 +24,18 @@ class Admission:
         """Rows beyond those that can run at once."""
         return max(0, self.rows - self._config.max_rows)
 
+    def check_room(self) -> None:
+        """Raises Overloaded where no group at all, however small, could be taken."""
+        limit = self._config.max_queued_rows
+        if self.waiting >= limit:
+            raise self._refusal(f"{self.waiting} rows are waiting; {limit} may")
+
     @contextmanager
     def places(self, rows: int) -> Iterator[None]:
         """Hold places for a group of `rows`, before any work is spent on it. Raises Overloaded."""
         limit = self._config.max_queued_rows
-        if self.waiting >= limit or (self.waiting and self.rows + rows - self._config.max_rows > limit):
+        self.check_room()
+        if self.waiting and self.rows + rows - self._config.max_rows > limit:
             raise self._refusal(f"{self.waiting} rows are waiting; {limit} may")
         self._rate.begin()
         self.rows += rows

@@ -81,6 +81,10 @@ class EngineService:
         await asyncio.to_thread(self._thread.stop)
         self._pool.shutdown(wait=False)
 
+    def check_room(self) -> None:
+        """Raises Overloaded while every request would be refused."""
+        self._admission.check_room()
+
     async def admit(self, prompt: LoadedPrompt) -> None:
         """Make a prompt resident and replay its golden outputs, once per digest.
 
@@ -221,8 +225,6 @@ class EngineService:
         """CPU threads of the model, from its next step on."""
         self._send(lambda _: torch.set_num_threads(max(1, count)))
 
-    # the way in
-
     @asynccontextmanager
     async def _flying(
         self, asks: Sequence[Ask], timeout_s: float, tenant: str, *, whole: bool = True
@@ -330,10 +332,8 @@ class EngineService:
         if commands:
             self._thread.send(*commands)
 
-    # the way out
-
     def _deliver(self, steps: list[Told]) -> None:
-        """Called on the engine's thread: one hop to the event loop for all events of a step, or of several."""
+        """On the engine's thread: one hop to the event loop for all events of a step, or of several."""
         assert self._loop is not None
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._board.hand_out, steps)

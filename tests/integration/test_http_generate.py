@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+from app.errors import Overloaded
 from tests.fakes import SECRET, World, make_world
 from tests.live import HANG_S, serving, wait_until
 
@@ -119,6 +121,28 @@ def test_failing_single_input_is_the_http_error(client: httpx.Client, mishap: st
     answer = ask(client, "echo", input=mishap)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert SECRET not in answer.text
+
+
+@pytest.mark.parametrize("content", [b'{"input": "x"}', b'{"input": "x", "stream": true}', b"no json at all"])
+@pytest.mark.parametrize("path", ["/v1/tasks/echo/generate", "/v1/generate"])
+def test_full_queue_refuses_before_it_reads_and_answers_all_else(
+    client: httpx.Client, world: World, monkeypatch: pytest.MonkeyPatch, path: str, content: bytes
+) -> None:
+    asked = len(world.engine.asked)
+    monkeypatch.setattr(world.engine, "full", Overloaded("96 rows are waiting; 96 may", retry_after_s=7))
+    before = failures(client, "overloaded")
+    answer = client.post(path, content=content, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
+    assert answer.headers["retry-after"] == "7"
+    assert (len(world.engine.asked), failures(client, "overloaded")) == (asked, before + 1)
+    assert client.get("/v1/tasks").status_code == 200
+
+
+def failures(client: httpx.Client, code: str) -> float:
+    found = re.search(
+        rf'^chorus_request_failure_total{{code="{code}"}} (\S+)$', client.get("/metrics").text, re.MULTILINE
+    )
+    return float(found[1]) if found else 0.0
 
 
 def test_overload_says_when_to_come_back(client: httpx.Client) -> None:
