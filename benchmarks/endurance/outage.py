@@ -22,11 +22,12 @@ STREAMED = 0.5
 def run(seconds: float) -> Section:
     """The page's section."""
     with running_service() as running:
-        server = process_of(running, "valkey")
+        server = process_of(running, "valkey-server")
+        address = redis_url(running)  # while there is somebody to ask for it
         calm = asyncio.run(ask(running.url, min(15.0, seconds)))
         os.kill(server, signal.SIGSTOP)
         try:
-            hung, started_s, newcomer = asyncio.run(_while_it_hangs(running, seconds))
+            hung, started_s, newcomer = asyncio.run(_while_it_hangs(running, address, seconds))
         finally:
             os.kill(server, signal.SIGCONT)
         after = asyncio.run(ask(running.url, min(15.0, seconds)))
@@ -40,10 +41,10 @@ async def ask(url: str, seconds: float) -> Run:
         )
 
 
-async def _while_it_hangs(running: Running, seconds: float) -> tuple[Run, float, Run]:
+async def _while_it_hangs(running: Running, address: str, seconds: float) -> tuple[Run, float, Run]:
     """The load on the replica that runs, how long another took to start, and the load on that one."""
     whole = asyncio.create_task(ask(running.url, seconds))
-    settings = {"CHORUS_REDIS_URL": redis_url(running)}
+    settings = {"CHORUS_REDIS_URL": address}
     with closing(Replica(running.data_dir, running.data_dir / "newcomer.log", settings)) as replica:
         began = time.monotonic()
         await asyncio.to_thread(replica.start)

@@ -4,6 +4,7 @@ hold."""
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import time
 from collections import Counter
@@ -119,9 +120,11 @@ def children(pid: int) -> list[int]:
 
 
 def process_of(running: Running, word: str) -> int:
-    """The service's process whose command line holds `word`."""
+    """The service's process with `word` among its arguments, or as its program's name."""
     for pid in children(running.process):
-        if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+        program, *arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        name = Path(os.fsdecode(program).partition(" ")[0]).name  # a title of its own comes as one argument
+        if word.encode() in (name.encode(), *arguments):
             return pid
     raise SystemExit(f"no process of the service is a {word}")
 
