@@ -98,6 +98,15 @@ def test_reader_that_stalls_loses_row_and_connection_and_its_neighbours_nothing(
         assert was_reset(wire)
 
 
+def test_connection_sends_what_it_has_without_waiting_for_acknowledgements(live: Live) -> None:
+    with connect(live) as wire:
+        wire.sendall(b"GET /livez HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+        assert wire.recv(100).startswith(b"HTTP/1.1 200")
+        (served,) = live.server.server_state.connections
+        accepted = served.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_reader_that_is_slow_but_reads_gets_all_of_its_stream(world: World, live: Live, rows_ended: list[bool]) -> None:
     with connect(live) as wire:
         wire.sendall(ask("/v1/tasks/echo/generate", "connection: close", input=TEXT[: len(TEXT) // 10], stream=True))
