@@ -106,7 +106,8 @@ def serve(settings: Settings) -> None:
             services: Services = app.state.services
             await services.engine.stop(0)
 
-        Server(server_config(app), app.state.drain, cut_off, listener, settle=settle_heap).run()
+        settle_heap()  # the model, its tokenizer and all modules are there
+        Server(server_config(app), app.state.drain, cut_off, listener).run()
 
 
 def _lifespan(

@@ -20,7 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.auth import OPEN_PATHS, Access, Account, Gatekeeper, account, route_of
+from app.api.auth import OPEN_PATHS, Access, Account, Gatekeeper, Need, account, route_of
 from app.api.body import EdgeLimits, check_head, read_body, replay
 from app.api.connections import ABORT, SPARE
 from app.api.drain import Drain
@@ -101,9 +101,10 @@ class Guard:
     async def _run(self, exchange: Exchange, receive: Receive, headers: Headers) -> None:
         scope = exchange.scope
         try:
-            await self._check(exchange, headers)
+            need = await self._check(exchange, headers)
             body = await self._read(scope, receive, headers)
-            self._check_room(scope)
+            if need == "generate":
+                self._check_room(scope)
             await self._app(scope, replay(body, receive), exchange.send)
         except ClientDisconnect:
             exchange.status = exchange.status or 499
@@ -114,7 +115,7 @@ class Guard:
         except Exception as error:
             await exchange.fail(error)
 
-    async def _check(self, exchange: Exchange, headers: Headers) -> None:
+    async def _check(self, exchange: Exchange, headers: Headers) -> Need:
         scope = exchange.scope
         check_head(scope, self._limits)
         if scope["path"] not in _QUIET:
@@ -123,20 +124,20 @@ class Guard:
                 raise TooManyConnections("too many connections are open; close some, or ask through fewer")
         caller = self._gatekeeper.identify(scope["method"], scope["path"], headers)
         exchange.account = Account(caller)
-        self._gatekeeper.check_scope(caller, scope["method"], scope["path"])
+        need = self._gatekeeper.check_scope(caller, scope["method"], scope["path"])
         await self._access.admit(caller)
         account.set(exchange.account)
         exchange.before_head = partial(self._settle, exchange)
+        return need
 
     def _check_room(self, scope: Scope) -> None:
-        """Refuse a request for answers while the queue is full, before it is parsed: most of what a refusal costs is
-        routing and parsing, and under overload the model needs the cores. Raises Overloaded."""
-        if scope["method"] == "POST" and scope["path"].endswith("/generate"):
-            try:
-                scope["app"].state.services.engine.check_room()
-            except Overloaded as error:
-                self._metrics.row_failures.labels(error.code).inc()
-                raise
+        """Refuse while the queue is full, before the request is routed and parsed: under overload the model needs the
+        cores. Raises Overloaded."""
+        try:
+            scope["app"].state.services.engine.check_room()
+        except Overloaded as error:
+            self._metrics.row_failures.labels(error.code).inc()
+            raise
 
     async def _settle(self, exchange: Exchange) -> None:
         """Charge what was spent: before an answer begins, so that the next request finds it, and at its end."""

@@ -139,20 +139,12 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """The first SIGTERM or SIGINT begins a drain; the second ends at once. `cut_off` ends what outlasts the drain;
-    `settle` is called once all has started."""
+    """The first SIGTERM or SIGINT begins a drain; the second ends at once. `cut_off` ends what outlasts the drain."""
 
     def __init__(
-        self,
-        config: uvicorn.Config,
-        drain: Drain,
-        cut_off: Callable[[], Awaitable[None]],
-        listener: socket.socket,
-        *,
-        settle: Callable[[], None] = lambda: None,
+        self, config: uvicorn.Config, drain: Drain, cut_off: Callable[[], Awaitable[None]], listener: socket.socket
     ) -> None:
         super().__init__(config)
-        self._settle = settle
         self._drain = drain
         self._cut_off = cut_off
         self._listener = listener
@@ -160,7 +152,6 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[self._listener])
         if self.started:
-            self._settle()
             host, port = self._listener.getsockname()[:2]
             log.info("listening", extra={"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"})
 

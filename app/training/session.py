@@ -315,10 +315,11 @@ class Session:
             try:
                 return call()
             except (StoreUnavailable, redis.ConnectionError, redis.TimeoutError) as error:
-                stopping = self._context.stop.is_set()
-                if time.monotonic() > deadline and isinstance(error, StorageFull) and not stopping:
-                    raise
-                if time.monotonic() > deadline or stopping:
+                if self._context.stop.is_set():
+                    raise Interrupted from None
+                if time.monotonic() > deadline:
+                    if isinstance(error, StorageFull):
+                        raise
                     raise Interrupted from None
                 time.sleep(RETRY_S)
 

@@ -52,7 +52,9 @@ def articles(records: Iterable[str], kept_back: float) -> Iterator[Article]:
         cut = tuple(passages(behind)) if label else ()
         if label and cut and title not in titles:
             titles.add(title)
-            yield Article(title, label, cut, blake2b(record.encode(), digest_size=8).digest(), _back(record, kept_back))
+            yield Article(
+                title, label, cut, blake2b(record.encode(), digest_size=8).digest(), is_kept_back(record, kept_back)
+            )
 
 
 def passages(sentences: Iterable[str]) -> Iterator[str]:
@@ -106,7 +108,3 @@ def _turns(of: Sequence[Article]) -> Iterator[str]:
 
 def _row(article: Article) -> dict[str, str]:
     return {"text": article.passages[0], "label": article.label}
-
-
-def _back(record: str, share: float) -> bool:
-    return is_kept_back(record, share)

@@ -12,17 +12,34 @@ from pathlib import Path
 from prompt_store import BlobStore, PromptStore, RedisMetadata, Snapshot, StoreError, StoreUnavailable, Version
 
 
-class Reader(threading.Thread):
+class Looking(threading.Thread):
+    """Looks again and again until it is stopped, and once more then."""
+
+    def __init__(self) -> None:
+        super().__init__(name="reader")
+        self.stopped = threading.Event()
+        self.ended = False
+
+    def look(self) -> None:
+        raise NotImplementedError
+
+    def run(self) -> None:
+        while not self.stopped.is_set():
+            self.look()
+            time.sleep(0.002)
+        self.look()
+        self.ended = True
+
+
+class Reader(Looking):
     """Follows the registry as a replica does. Loads each version when it is first seen, and what aliases point to each
     time that something has moved or the server is away."""
 
     def __init__(self, store: PromptStore) -> None:
-        super().__init__(name="reader")
+        super().__init__()
         self._store = store
         self._snapshot: Snapshot | None = None
         self._seen: set[tuple[str, int]] = set()
-        self.stopped = threading.Event()
-        self.ended = False
         self.looks = 0
         self.loads = 0
         self.away = 0
@@ -33,13 +50,6 @@ class Reader(threading.Thread):
     def seen(self) -> int:
         """Versions that were loaded at least once."""
         return len(self._seen)
-
-    def run(self) -> None:
-        while not self.stopped.is_set():
-            self.look()
-            time.sleep(0.002)
-        self.look()
-        self.ended = True
 
     def look(self) -> None:
         before, away = self._snapshot, False
@@ -89,15 +99,22 @@ class Reader(threading.Thread):
 
 
 @contextmanager
+def reading(reader: Looking) -> Iterator[None]:
+    """It looks until the block ends, and has not died meanwhile."""
+    reader.start()
+    try:
+        yield
+    finally:
+        reader.stopped.set()
+        reader.join(60)
+    assert reader.ended, "the reader has died"
+
+
+@contextmanager
 def read_all_the_while(url: str, folder: Path) -> Iterator[Reader]:
     """A reader with connections of its own; nothing that it was served was wrong."""
     with PromptStore(RedisMetadata(url, timeout_s=1.0), BlobStore(folder)) as store:
         reader = Reader(store)
-        reader.start()
-        try:
+        with reading(reader):
             yield reader
-        finally:
-            reader.stopped.set()
-            reader.join(60)
-        assert reader.ended, "the reader has died"
         assert not reader.wrong, reader.wrong

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import redis
 
 from prompt_store import PROD, BlobStore, PromptStore, RedisMetadata, Snapshot
+from tests.contract.prompt_store_reader import Looking, reading
 from tests.contract.prompt_store_stories import Story, victims
 from tests.contract.prompt_store_victim import TOGETHER, publish_together
 
 
-class Reader(threading.Thread):
+class Reader(Looking):
     """A replica that looks all the while: no snapshot may hold a part of a publication."""
 
     def __init__(self, store: PromptStore) -> None:
-        super().__init__(name="reader")
+        super().__init__()
         self._store = store
-        self.stopped = threading.Event()
         self.halves: list[Snapshot] = []
         self.epochs: set[int] = set()
 
-    def run(self) -> None:
-        while not self.stopped.is_set():
-            snapshot = self._store.snapshot()
-            self.epochs.add(snapshot.epoch)
-            if snapshot.versions and not whole(snapshot):
-                self.halves.append(snapshot)
-            time.sleep(0.001)
+    def look(self) -> None:
+        snapshot = self._store.snapshot()
+        self.epochs.add(snapshot.epoch)
+        if snapshot.versions and not whole(snapshot):
+            self.halves.append(snapshot)
 
 
 def whole(snapshot: Snapshot) -> bool:
@@ -44,17 +39,6 @@ def whole(snapshot: Snapshot) -> bool:
         and ensemble is not None
         and list(ensemble.members) == numbers[-TOGETHER:]
     )
-
-
-@contextmanager
-def read_all_the_while(store: PromptStore) -> Iterator[Reader]:
-    reader = Reader(store)
-    reader.start()
-    try:
-        yield reader
-    finally:
-        reader.stopped.set()
-        reader.join(60)
 
 
 def check_all_or_nothing(store: PromptStore, story: Story) -> int:
@@ -77,7 +61,8 @@ def test_joint_publisher_when_killed_at_any_step_leaves_all_or_nothing(
     redis_url: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     with PromptStore(RedisMetadata(redis_url), BlobStore(tmp_path)) as store:
-        with read_all_the_while(store) as reader:
+        reader = Reader(store)
+        with reading(reader):
             story = victims(redis_url, tmp_path, "points", "together")
         assert reader.halves == []
         assert len(reader.epochs) > 5, "the reader saw the publications come"

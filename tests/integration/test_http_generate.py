@@ -124,7 +124,7 @@ def test_failing_single_input_is_the_http_error(client: httpx.Client, mishap: st
 
 
 @pytest.mark.parametrize("content", [b'{"input": "x"}', b'{"input": "x", "stream": true}', b"no json at all"])
-@pytest.mark.parametrize("path", ["/v1/tasks/echo/generate", "/v1/generate"])
+@pytest.mark.parametrize("path", ["/v1/tasks/echo/generate", "/v1/generate", "/v1/completions"])
 def test_full_queue_refuses_before_it_reads_and_answers_all_else(
     client: httpx.Client, world: World, monkeypatch: pytest.MonkeyPatch, path: str, content: bytes
 ) -> None:

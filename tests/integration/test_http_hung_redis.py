@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,15 +29,6 @@ LARGE_INPUT = "a" * (LARGE + 1)
 """Makes a body that is read on another thread."""
 
 Timed = tuple[float, httpx.Response]
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with tempfile.TemporaryDirectory(prefix="chorus-redis-") as folder:
-        server = RedisServer(Path(folder))
-        server.start()
-        yield server
-        server.kill()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,15 +18,6 @@ from tests.redis_server import RedisServer
 from tests.s3 import S3Server
 
 ROWS = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(12)]
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with tempfile.TemporaryDirectory(prefix="chorus-redis-") as folder:
-        server = RedisServer(Path(folder))
-        server.start()
-        yield server
-        server.kill()
 
 
 @pytest.fixture

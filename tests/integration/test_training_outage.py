@@ -3,7 +3,6 @@ version in the end."""
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,15 +26,6 @@ from tests.training_site import (
 
 TIMEOUT = "?socket_timeout=1.5"
 """How long one wait for an answer is, in seconds: more than the worker's look at an empty queue."""
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with tempfile.TemporaryDirectory(prefix="chorus-redis-") as folder:
-        server = RedisServer(Path(folder))
-        server.start()
-        yield server
-        server.kill()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from app.api.auth.account import Account, account, tenant
 from app.api.auth.audit import AuditLog
 from app.api.auth.exposure import check_exposure
 from app.api.auth.gate import Gatekeeper
-from app.api.auth.scopes import OPEN_PATHS, ROUTES, needed, route_of
+from app.api.auth.scopes import OPEN_PATHS, ROUTES, Need, needed, route_of
 
 __all__ = [
     "OPEN_PATHS",
@@ -14,6 +14,7 @@ __all__ = [
     "Account",
     "AuditLog",
     "Gatekeeper",
+    "Need",
     "account",
     "check_exposure",
     "needed",

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from app.access import Caller, Directory
 from app.api.auth.account import NOBODY
 from app.api.auth.exposure import is_address, is_loopback
-from app.api.auth.scopes import needed
+from app.api.auth.scopes import Need, needed
 from app.api.faults import ForeignOrigin, InsufficientScope, MisdirectedRequest, Unauthorized
 from app.settings import Settings
 
@@ -37,11 +37,13 @@ class Gatekeeper:
             _check_origin(headers)
         return caller
 
-    def check_scope(self, caller: Caller, method: str, path: str) -> None:
-        """Raises InsufficientScope, for a path that does not exist, too, unless the key may do everything."""
+    def check_scope(self, caller: Caller, method: str, path: str) -> Need:
+        """What the call needs. Raises InsufficientScope, for a path that does not exist, too, unless the key may do
+        everything."""
         need = needed(method, path)
         if need != "none" and need != "any" and not caller.may(need):
             raise InsufficientScope(f"this key has not the scope `{need}`", param="authorization")
+        return need
 
     def _caller(self, given: list[str]) -> Caller:
         """One answer for no key, a wrong, an expired and a revoked one, after the same work."""
