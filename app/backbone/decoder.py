@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from app.backbone.decoder_steps import DecoderSteps, Norms, PackedRows, TorchSteps
-from app.backbone.freed_memory import give_back_freed_memory
+from app.backbone.freed_memory import give_back_freed_memory, keep_freed_memory
 from app.backbone.linear import FrozenLinear, frozen_linear
 from app.backbone.native.product import SharedLinear, shared_linear
 from app.backbone.native.steps import native_steps
@@ -95,6 +95,7 @@ class Decoder:
                 parameter.data = parameter.data.clone()
             self.head = self.head if self.head.packed else _head(model)
             give_back_freed_memory()
+            keep_freed_memory()
 
     def run(
         self,

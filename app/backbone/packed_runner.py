@@ -86,7 +86,11 @@ class PackedRunner:
         return self._decoder.run(self._decoder.embedding(tokens), rows, self._memory, None)
 
     def read_prefix(self, slot: int, length: int) -> PrefixKV | None:
-        return self._memory.read(slot, length)
+        own, elsewhere = self._memory.read(slot, length), self._bases[slot]
+        if elsewhere is not None:  # the first places lie there
+            base = min(int(self._info["base"][slot]), length)
+            own.data[..., :base, :] = elsewhere.data[..., :base, :]
+        return own
 
     def move(self, source: int, target: int, length: int) -> None:
         self._memory.copy(source, target, int(self._info["base"][source]), length)

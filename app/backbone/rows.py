@@ -1,8 +1,9 @@
 """Rows: what one input of one task looks like to the backbone, as plain integers.
 
 A row's `ids` mix text tokens (0 and up) with virtual tokens: `-1 - j` stands for vector j of the row's prompt. That
-keeps a row picklable and lets a slot stand anywhere. `prefix` counts the leading ids that are the same for every input
-of the prompt (its leading slot and the begin token next to it): their keys and values are computed once and reused.
+keeps a row picklable and lets a slot stand anywhere. `prefix` counts the leading ids that inputs of the task have in
+common (its leading slot, the begin token next to it, the template's own words up to the first field): their keys and
+values are computed once and reused.
 
 Rows of an encoder-decoder are what its encoder reads; rows of a masked model hold one mask token, where the answer
 would stand. Both are framed as the tokenizer frames a text, and nothing of them can be reused: all tokens see all.
@@ -12,9 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import takewhile
 from typing import Literal
 
-from app.backbone.template import Slot, Template
+from app.backbone.template import Field, Slot, Template
+from app.backbone.template import Literal as Words
 from app.backbone.tokenizer import BackboneTokenizer, Piece
 from app.errors import ContextTooLong, InvalidTemplate
 
@@ -22,6 +26,10 @@ Bos = Literal["after_prompt", "first", "none"]
 
 NEUTRAL_MASK = "<mask>"
 """How templates may write the mask token of any masked backbone."""
+
+
+_BEGINNINGS = ("a", "The", " the", "7", ".", "'s", "\n", "\t", "-", "(", "é", "и", "中", "😀")
+"""How texts may begin, as tokenizers tell texts apart: letters, figures, marks, white space, other scripts."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +129,13 @@ def _encode(tokenizer: BackboneTokenizer, template: Template, bos: Bos, fields: 
             continue
         pieces = template.render(segment, fields)
         text = tokenizer.encode_segment([_author(tokenizer, p.text) if p.author else p for p in pieces])
+        begun, leading = len(ids), prefix == len(ids)
         if pending and text[: len(pending)] != pending:  # an author who wrote it himself does not get it twice
-            prefix += len(pending) if prefix == len(ids) > 0 else 0
             ids += pending
         pending = []
+        if leading:
+            fixed = _fixed_ids(tokenizer, segment)
+            prefix += len(ids) - begun + (len(fixed) if text[: len(fixed)] == fixed else 0)
         ids += text
     ids += pending
     end = list(tokenizer.end_ids)
@@ -132,6 +143,19 @@ def _encode(tokenizer: BackboneTokenizer, template: Template, bos: Bos, fields: 
         ids += end
     reusable = tokenizer.family == "causal" and any(index < 0 for index in ids[:prefix])
     return Row(tuple(ids), prefix if reusable else 0)
+
+
+@lru_cache(maxsize=1024)
+def _fixed_ids(tokenizer: BackboneTokenizer, segment: tuple[Words | Field, ...]) -> list[int]:
+    """What a segment begins with, whatever its fields hold: the ids of its leading words, less the last ones where what
+    follows may be merged into them. Some text may do so all the same: compare before use."""
+    leading = takewhile(lambda part: isinstance(part, Words), segment)
+    words = [_author(tokenizer, part.text) for part in leading if isinstance(part, Words)]
+    fixed = tokenizer.encode_segment(words) if words else []
+    for text in _BEGINNINGS if len(words) < len(segment) else ():
+        ids = tokenizer.encode_segment([*words, Piece(text, author=False)])
+        fixed = [index for index, _ in takewhile(lambda pair: pair[0] == pair[1], zip(fixed, ids, strict=False))]
+    return fixed
 
 
 def _cut(tokenizer: BackboneTokenizer, text: str, tokens: int) -> str:

@@ -80,9 +80,9 @@ class Prefiller:
             if key is not None and found[key] is None:
                 cold.setdefault(key, []).append(row)
         shared = [key for key, rows in cold.items() if len(rows) > 1]
-        if not self._reads or sum(length * (len(cold[digest, length]) - 1) for digest, length in shared) < WORTH_A_PASS:
+        if not self._reads or sum(len(key[1]) * (len(cold[key]) - 1) for key in shared) < WORTH_A_PASS:
             return 0, 0
-        items = [PrefillItem(Row(cold[key][0].row.row.ids[: key[1]]), self._prompts.vectors(key[0])) for key in shared]
+        items = [PrefillItem(Row(key[1]), self._prompts.vectors(key[0])) for key in shared]
         done = self._isolating.prefill(batch.start, items)
         for slot, (key, ok) in enumerate(zip(shared, finite_rows(done.logits).tolist(), strict=True), batch.start):
             if ok:
@@ -93,13 +93,13 @@ class Prefiller:
 
     def _keep_prefixes(self, rows: Iterable[Sequence], found: Mapping[PrefixKey, PrefixKV | None]) -> None:
         """Cache what was computed in passing, for all rows to come. Only rows whose numbers are finite come here."""
-        slots = {key: row.slot for row in rows if (key := _prefix_key(row)) is not None and found[key] is None}
+        slots = {key: row.slot for row in rows if (key := _prefix_key(row)) is not None and _lacks(found[key], key)}
         for key, slot in slots.items():
             if self._reads and self._prompts.wants_prefix(*key):
                 self._read(slot, key)
 
     def _read(self, slot: int, key: PrefixKey) -> PrefixKV | None:
-        prefix = self._runner.read_prefix(slot, key[1])
+        prefix = self._runner.read_prefix(slot, len(key[1]))
         self._reads = prefix is not None
         if prefix is not None:
             self._prompts.keep_prefix(*key, prefix)
@@ -108,8 +108,13 @@ class Prefiller:
 
 def _prefix_key(row: Sequence) -> PrefixKey | None:
     """What a row's leading keys and values are cached by; None for rows that begin with text."""
-    digest, length = row.row.digest, row.row.row.prefix
-    return (digest, length) if digest is not None and length else None
+    digest, asked = row.row.digest, row.row.row
+    return (digest, asked.ids[: asked.prefix]) if digest is not None and asked.prefix else None
+
+
+def _lacks(found: PrefixKV | None, key: PrefixKey) -> bool:
+    """Whether there is more to keep: nothing was found, or what was learned as keys and values, without the words."""
+    return found is None or found.length < len(key[1])
 
 
 def _numbers(scores: list[Tensor | None]) -> list[tuple[float, ...] | None]:

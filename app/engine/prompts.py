@@ -1,8 +1,8 @@
 """Prompts resident in the engine: what they learned, on the device, and the keys and values of their leading part.
 
 Both live within byte budgets, and what a request in flight needs is never dropped. A miss costs one prefill of the
-prompt's own tokens, never a read from disk. Keys of the cache begin with the prompt's digest: the same words under two
-prompts have different keys and values.
+prompt's own tokens, never a read from disk. Keys of the cache are a prompt's digest and the leading ids themselves: the
+same words under two prompts have different keys and values, and so have other words under the same prompt.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from app.backbone.kv import PrefixKV
 from app.backbone.soft_prompt import SoftPrompt, place, size_bytes, vectors_of
 from app.engine.cache import FrequencyCache
 
-PrefixKey = tuple[str, int]  # (digest, length)
+PrefixKey = tuple[str, tuple[int, ...]]  # (digest, leading ids)
 
 
 class ResidentPrompts:
-    """Prompts by digest, least recently used dropped first; prefixes by (digest, length), see `FrequencyCache`. `pins`
+    """Prompts by digest, least recently used dropped first; prefixes by (digest, ids), see `FrequencyCache`. `pins`
     counts the rows that need a digest."""
 
     def __init__(self, *, device: torch.device, dtype: torch.dtype, budget_bytes: int, vector_bytes: int) -> None:
@@ -30,7 +30,7 @@ class ResidentPrompts:
         self._prefixes: FrequencyCache[PrefixKey, PrefixKV] = FrequencyCache(
             budget_bytes, lambda key: key[0] in self.pins
         )
-        self._lengths: dict[str, set[int]] = {}  # of the cached prefixes of each digest
+        self._begun: dict[str, set[tuple[int, ...]]] = {}  # the ids of each digest's cached prefixes
         self._bytes_per_token = 0.0
         self.vector_bytes = self.hits = self.misses = 0
 
@@ -61,8 +61,8 @@ class ResidentPrompts:
         if digest in self.pins:
             return
         self._drop(digest)
-        for length in self._lengths.pop(digest, ()):
-            self._prefixes.pop((digest, length))
+        for ids in self._begun.pop(digest, ()):
+            self._prefixes.pop((digest, ids))
 
     def pin(self, digest: str) -> None:
         """Keep a prompt until `unpin`. Raises KeyError for one that is not resident."""
@@ -84,30 +84,31 @@ class ResidentPrompts:
         """[P, H] at the template's slots, where the prompt has such vectors."""
         return vectors_of(self._learned[digest])
 
-    def prefix(self, digest: str, length: int) -> PrefixKV | None:
-        """The cached keys and values of a prompt's first `length` tokens, and a note that they were wanted. A prompt
-        that was learned as keys and values has them always; they may be shorter than asked."""
+    def prefix(self, digest: str, ids: tuple[int, ...]) -> PrefixKV | None:
+        """The cached keys and values of what a prompt's rows begin with, and a note that they were wanted. A prompt
+        that was learned as keys and values always has its own; where `ids` go on, they may be all there is."""
         given = self._learned.get(digest)
-        if isinstance(given, PrefixKV):
-            return given
-        found = self._prefixes.get((digest, length))
+        learned = given if isinstance(given, PrefixKV) else None
+        if learned is not None and learned.length >= len(ids):
+            return learned
+        found = self._prefixes.get((digest, ids))
         self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
-        return found
+        return learned if found is None else found
 
-    def wants_prefix(self, digest: str, length: int) -> bool:
+    def wants_prefix(self, digest: str, ids: tuple[int, ...]) -> bool:
         """Whether `keep_prefix` would keep it; asked before it is copied out of a slot."""
-        size = int(self._bytes_per_token * length)
-        return (digest, length) not in self._prefixes and self._prefixes.admits((digest, length), size)
+        size = int(self._bytes_per_token * len(ids))
+        return (digest, ids) not in self._prefixes and self._prefixes.admits((digest, ids), size)
 
-    def keep_prefix(self, digest: str, length: int, prefix: PrefixKV) -> None:
+    def keep_prefix(self, digest: str, ids: tuple[int, ...], prefix: PrefixKV) -> None:
         """Cache keys and values, if there is room or others are wanted less often."""
-        self._bytes_per_token = prefix.size_bytes / length
-        if self._prefixes.put((digest, length), prefix, prefix.size_bytes):
-            self._lengths.setdefault(digest, set()).add(length)
+        self._bytes_per_token = prefix.size_bytes / len(ids)
+        if self._prefixes.put((digest, ids), prefix, prefix.size_bytes):
+            self._begun.setdefault(digest, set()).add(ids)
         for gone, of in self._prefixes.take_evicted():
-            self._lengths[gone].discard(of)
-            if not self._lengths[gone]:
-                del self._lengths[gone]
+            self._begun[gone].discard(of)
+            if not self._begun[gone]:
+                del self._begun[gone]
 
     def check_integrity(self) -> None:
         self._prefixes.check_integrity()
@@ -115,7 +116,7 @@ class ResidentPrompts:
         free = [digest for digest in self._learned if digest not in self.pins]
         assert self.vector_bytes <= self._vector_budget or len(free) <= 1  # one was just loaded, for a row to come
         assert all(digest in self._learned and count > 0 for digest, count in self.pins.items())
-        keys = {(digest, length) for digest, lengths in self._lengths.items() for length in lengths}
+        keys = {(digest, ids) for digest, begun in self._begun.items() for ids in begun}
         assert keys == set(self._prefixes)
 
     def _shrink(self, keep: str | None = None) -> None:

@@ -61,7 +61,7 @@ class ChorusPeer(BasePeer):
         tasks = [self.tasks[task] for task in ask.tasks]
         rows = tuple(
             RowRequest(
-                Row(row_ids(self.work, task, ask), 0 if self.work.suffix else task.size),
+                Row(row_ids(self.work, task, ask), 0 if self.work.suffix else task.size + len(task.before)),
                 task.digest if task.size else None,
                 sampling,
                 self._verbalizer if labels else None,

@@ -8,6 +8,7 @@
 
 #include "numbers.h"
 
+#define AHEAD 16 /* lines of keys, and of values */
 #define QUERIES 4 /* computed side by side: they share the loads of keys and values */
 
 /* The sums of 16 vectors, as one vector. */
@@ -111,11 +112,7 @@ INLINE void attend_few(const float *q, const run *runs, const int32_t *lengths, 
         int64_t j = 0;
         if (n >= LANES) {
             vec high = *(const vec *)s;
-            for (j = LANES; j + LANES <= n; j += LANES) {
-                vec next = *(const vec *)(s + j);
-                lanes more = next > high;
-                high = (vec)(((lanes)next & more) | ((lanes)high & ~more));
-            }
+            for (j = LANES; j + LANES <= n; j += LANES) high = larger(*(const vec *)(s + j), high);
             for (int i = 0; i < LANES; i++) peak = high[i] > peak ? high[i] : peak;
         }
         for (; j < n; j++) peak = s[j] > peak ? s[j] : peak;
@@ -204,13 +201,16 @@ INLINE void add_lanes(const float *p, const real *values, int64_t count, int64_t
         for (int b = 0; b < B; b++) *(vec *)(out + t * D + b * LANES) = acc[t * B + b];
 }
 
-/* out[t] += sum of p[j] values[j] for one query; p's numbers are LANES apart. */
-static void add_alone(const float *p, const real *values, int64_t count, int64_t D, float *out) {
-    for (int64_t d = 0; d < D; d += LANES) {
-        vec acc = *(vec *)(out + d);
-        for (int64_t j = 0; j < count; j++) acc += p[j * LANES] * load(values + j * D + d);
-        *(vec *)(out + d) = acc;
-    }
+/* out += sum of p[j] values[j] for one query, in a block of `B` vectors; p's numbers are LANES apart. */
+INLINE void add_alone(const float *p, const real *values, int64_t count, int64_t D, float *out, const int B) {
+    vec acc[4];
+    UNROLL
+    for (int b = 0; b < B; b++) acc[b] = *(vec *)(out + b * LANES);
+    for (int64_t j = 0; j < count; j++)
+        UNROLL
+        for (int b = 0; b < B; b++) acc[b] += p[j * LANES] * load(values + j * D + b * LANES);
+    UNROLL
+    for (int b = 0; b < B; b++) *(vec *)(out + b * LANES) = acc[b];
 }
 
 /* Scores [count][LANES] to weights in place: lane t counts its first lengths[t], at least `least`, and those behind
@@ -218,14 +218,17 @@ static void add_alone(const float *p, const real *values, int64_t count, int64_t
 static vec weigh_lanes(float *scores, int64_t count, const int32_t *lengths, int64_t least, float scale) {
     vec peak = *(vec *)scores, total = {0};
     lanes most = *(const lanes *)lengths;
-    for (int64_t j = 1; j < count; j++) {
+    for (int64_t j = 1; j < least; j++) peak = larger(*(vec *)(scores + j * LANES), peak);
+    for (int64_t j = least; j < count; j++) {
         vec next = *(vec *)(scores + j * LANES);
         lanes more = (next > peak) & (most > (int32_t)j);
         peak = (vec)(((lanes)next & more) | ((lanes)peak & ~more));
     }
-    for (int64_t j = 0; j < count; j++) *(vec *)(scores + j * LANES) = (*(vec *)(scores + j * LANES) - peak) * scale;
+    for (int64_t j = 0; j < count; j++) {
+        float *s = scores + j * LANES;
 #pragma omp simd
-    for (int64_t i = 0; i < count * LANES; i++) scores[i] = exp_negative(scores[i]);
+        for (int t = 0; t < LANES; t++) s[t] = exp_negative((s[t] - peak[t]) * scale);
+    }
     for (int64_t j = least; j < count; j++) {
         lanes seen = most > (int32_t)j;
         *(vec *)(scores + j * LANES) = (vec)((lanes)(*(vec *)(scores + j * LANES)) & seen);
@@ -261,6 +264,8 @@ static void attend_lanes(const real *const *queries, const run *runs, const int3
     vec share = weigh_lanes(scores, at, lengths, least, scale);
     memset(out, 0, sizeof(float) * LANES * D);
     for (int64_t t = 0; t < few; t += SIDE) {
+        least = lengths[t]; /* keys that these queries see */
+        for (int64_t i = t; i < few && i < t + SIDE; i++) least = lengths[i] < least ? lengths[i] : least;
         at = 0;
         for (int r = 0; r < 3; r++) {
             const float *p = scores + at * LANES + t;
@@ -271,7 +276,11 @@ static void attend_lanes(const real *const *queries, const run *runs, const int3
             if (all < count) /* a value that a query does not see must not touch it, not even as 0 x NaN */
                 for (int64_t i = 0; i < SIDE && t + i < few; i++) {
                     int64_t end = lengths[t + i] - at < count ? lengths[t + i] - at : count;
-                    add_alone(p + all * LANES + i, v + all * D, end - all, D, out + (t + i) * D);
+                    const float *own = p + all * LANES + i;
+                    const real *rest = v + all * D;
+                    float *to = out + (t + i) * D;
+                    for (d = 0; d + 4 * LANES <= D; d += 4 * LANES) add_alone(own, rest + d, end - all, D, to + d, 4);
+                    for (; d < D; d += LANES) add_alone(own, rest + d, end - all, D, to + d, 1);
                 }
             at += count;
         }
@@ -321,6 +330,14 @@ void attend(const real *qkv, real *out, const row_info *rows, int64_t count, con
             const real *base_k = (const real *)(row->base_keys + layer * row->layer_bytes) + g * row->base_stride;
             const real *base_v = (const real *)(row->base_values + layer * row->layer_bytes) + g * row->base_stride;
             const real *slot_k = keys + (row->slot * G + g) * S * D, *slot_v = values + (row->slot * G + g) * S * D;
+            if (row->count == 1 && piece + 1 < pieces) { /* the next piece's first keys and values set out meanwhile */
+                const row_info *then = g + 1 < G ? row : row + 1;
+                int64_t at = ((then->slot * G + (g + 1 < G ? g + 1 : 0)) * S + then->base) * D;
+                for (int64_t d = 0; d < AHEAD * LINE; d += LINE) {
+                    __builtin_prefetch(keys + at + d);
+                    __builtin_prefetch(values + at + d);
+                }
+            }
             for (int64_t done = 0; done < todo;) {
                 int64_t token = row->first + t0 + done / repeat;
                 const int64_t *own = seen + 3 * token;

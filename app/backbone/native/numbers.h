@@ -71,6 +71,16 @@ INLINE pairs spread(const real *p) {
 }
 #endif
 
+/* The larger of both, lane by lane; the second where either is NaN. */
+INLINE vec larger(vec a, vec b) {
+#ifdef __AVX512F__
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    lanes more = a > b;
+    return (vec)(((lanes)a & more) | ((lanes)b & ~more));
+#endif
+}
+
 /* to[i][r] = rows[r][i] for 16 rows of 16 words of 32 bits; rows of `to` are `stride` words apart. */
 INLINE void transpose(const void *const rows[LANES], uint32_t *to, int64_t stride) {
 #ifdef __AVX512F__

@@ -20,6 +20,28 @@ def test_row_with_bos_first_begins_with_it(tokenizer: BackboneTokenizer) -> None
     assert row.prefix == 3
 
 
+@pytest.mark.parametrize("template", ["<prompt:3>Review: {text}", "Read this.<prompt:3>Review: {text} So:"])
+def test_row_counts_the_templates_own_words_up_to_the_first_field_as_reusable(
+    tokenizer: BackboneTokenizer, template: str
+) -> None:
+    rows = [encode_row(tokenizer, parse_template(template), "none", {"text": text}) for text in ("one", " two", "7")]
+    (begun,) = {row.ids[: row.prefix] for row in rows}
+    assert begun[:1] == ((-1,) if template.startswith("<") else tuple(tokenizer.encode_text("Read this.")[:1]))
+    assert tokenizer.decode(index for index in begun if index >= 0) in template.replace("<prompt:3>", "")
+    words = tokenizer.encode_text("Review:")
+    assert list(begun[-len(words) :]) == words
+
+
+def test_row_whose_text_melts_into_the_words_before_it_reuses_only_what_stays(tokenizer: BackboneTokenizer) -> None:
+    template = parse_template("<prompt:2>wonder{text}")
+    whole = tokenizer.encode_text("wonderful")
+    row = encode_row(tokenizer, template, "none", {"text": "ful"})
+    assert row.ids == (-1, -2, *whole)
+    plain = encode_row(tokenizer, template, "none", {"text": " and more"})
+    begun = plain.ids[: plain.prefix]
+    assert row.prefix == (len(begun) if row.ids[: len(begun)] == begun else 2)
+
+
 def test_row_of_a_suffix_prompt_has_no_reusable_prefix(tokenizer: BackboneTokenizer) -> None:
     row = encode_row(tokenizer, parse_template("{text}<prompt:2>"), "after_prompt", {"text": "hello"})
     assert row.ids == (BOS, *tokenizer.encode_text("hello"), -1, -2)

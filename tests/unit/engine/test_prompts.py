@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.backbone.kv import PrefixKV
 from app.engine.cache import FrequencyCache
 from app.engine.prompts import ResidentPrompts
 
@@ -17,6 +18,9 @@ def make_prompts(budget: int = 1000, *, vector_bytes: int = 10**6) -> ResidentPr
     )
 
 
+IDS = (-1, -2, 5)
+
+
 def prefix(size_bytes: int) -> Any:
     return SimpleNamespace(size_bytes=size_bytes)
 
@@ -24,36 +28,36 @@ def prefix(size_bytes: int) -> Any:
 def test_prefixes_beyond_the_budget_leave_oldest_first() -> None:
     prompts = make_prompts(budget=250)
     for name in ("a", "b"):
-        prompts.keep_prefix(name, 3, prefix(100))
-    assert prompts.prefix("a", 3) is not None  # touched: now newer than b
-    assert prompts.prefix("c", 3) is None
-    prompts.keep_prefix("c", 3, prefix(100))
-    assert prompts.prefix("b", 3) is None
-    assert prompts.prefix("a", 3) is not None
+        prompts.keep_prefix(name, IDS, prefix(100))
+    assert prompts.prefix("a", IDS) is not None  # touched: now newer than b
+    assert prompts.prefix("c", IDS) is None
+    prompts.keep_prefix("c", IDS, prefix(100))
+    assert prompts.prefix("b", IDS) is None
+    assert prompts.prefix("a", IDS) is not None
     assert prompts.evictions == 1
     prompts.check_integrity()
 
 
 def test_prefix_larger_than_the_budget_is_not_kept_and_evicts_nothing() -> None:
     prompts = make_prompts(budget=250)
-    prompts.keep_prefix("a", 3, prefix(100))
-    prompts.keep_prefix("huge", 3, prefix(400))
-    assert prompts.prefix("a", 3) is not None
-    assert prompts.prefix("huge", 3) is None
+    prompts.keep_prefix("a", IDS, prefix(100))
+    prompts.keep_prefix("huge", IDS, prefix(400))
+    assert prompts.prefix("a", IDS) is not None
+    assert prompts.prefix("huge", IDS) is None
 
 
 def test_prefix_wanted_less_than_what_it_would_push_out_is_not_kept() -> None:
     prompts = make_prompts(budget=250)
     for name in ("a", "b"):
-        prompts.keep_prefix(name, 3, prefix(100))
+        prompts.keep_prefix(name, IDS, prefix(100))
         for _ in range(3):
-            prompts.prefix(name, 3)
+            prompts.prefix(name, IDS)
     for i in range(50):  # a scan: each prompt is asked for once
-        assert prompts.prefix(f"scan-{i}", 3) is None
-        assert not prompts.wants_prefix(f"scan-{i}", 3)
-        prompts.keep_prefix(f"scan-{i}", 3, prefix(100))
-    assert prompts.prefix("a", 3) is not None
-    assert prompts.prefix("b", 3) is not None
+        assert prompts.prefix(f"scan-{i}", IDS) is None
+        assert not prompts.wants_prefix(f"scan-{i}", IDS)
+        prompts.keep_prefix(f"scan-{i}", IDS, prefix(100))
+    assert prompts.prefix("a", IDS) is not None
+    assert prompts.prefix("b", IDS) is not None
     assert prompts.evictions == 0
 
 
@@ -83,18 +87,40 @@ def test_cache_whose_favourites_change_takes_the_new_ones() -> None:
     assert set(cache) == set(range(100, 110))
 
 
-def test_prefixes_of_two_prompts_with_equal_length_are_kept_apart() -> None:
+def test_prefixes_of_two_prompts_with_equal_ids_are_kept_apart() -> None:
     prompts = make_prompts()
-    prompts.keep_prefix("a", 3, prefix(100))
-    assert prompts.prefix("b", 3) is None
+    prompts.keep_prefix("a", IDS, prefix(100))
+    assert prompts.prefix("b", IDS) is None
+
+
+def test_prefixes_of_one_prompt_with_other_words_behind_it_are_kept_apart() -> None:
+    prompts = make_prompts()
+    prompts.keep_prefix("a", IDS, prefix(100))
+    assert prompts.prefix("a", (*IDS[:2], 6)) is None
+    prompts.keep_prefix("a", (*IDS[:2], 6), prefix(50))
+    assert prompts.prefix_bytes == 150
+    prompts.release("a")
+    assert prompts.prefix_bytes == 0
+    prompts.check_integrity()
+
+
+def test_prefix_of_a_prompt_learned_as_keys_and_values_is_its_own_until_one_with_the_words_is_kept() -> None:
+    prompts = make_prompts()
+    learned = PrefixKV(torch.zeros(2, 1, 1, 2, 4))
+    prompts.load("a", learned)
+    assert prompts.prefix("a", IDS[:2]) is prompts.prefix("a", IDS) is prompts.learned("a")
+    longer = PrefixKV(torch.zeros(2, 1, 1, 3, 4))
+    prompts.keep_prefix("a", IDS, longer)
+    assert prompts.prefix("a", IDS) is longer
+    assert prompts.prefix("a", IDS[:2]) is prompts.learned("a")
 
 
 def test_prefix_that_is_cached_already_is_not_wanted_twice() -> None:
     prompts = make_prompts()
-    assert prompts.wants_prefix("a", 3)
-    prompts.keep_prefix("a", 3, prefix(100))
-    assert not prompts.wants_prefix("a", 3)
-    prompts.keep_prefix("a", 3, prefix(100))
+    assert prompts.wants_prefix("a", IDS)
+    prompts.keep_prefix("a", IDS, prefix(100))
+    assert not prompts.wants_prefix("a", IDS)
+    prompts.keep_prefix("a", IDS, prefix(100))
     assert prompts.prefix_bytes == 100
 
 
@@ -122,7 +148,7 @@ def test_release_of_a_pinned_prompt_waits_for_its_requests() -> None:
     prompts = make_prompts()
     prompts.load("a", torch.zeros(2, 4))
     prompts.pin("a")
-    prompts.keep_prefix("a", 3, prefix(100))
+    prompts.keep_prefix("a", IDS, prefix(100))
     prompts.release("a")
     assert "a" in prompts
     prompts.unpin("a")
@@ -136,17 +162,17 @@ def test_prefix_that_rows_in_flight_need_is_not_pushed_out() -> None:
     prompts = make_prompts(budget=250)
     for name in ("a", "b"):
         prompts.load(name, torch.zeros(2, 4))
-        prompts.keep_prefix(name, 3, prefix(100))
+        prompts.keep_prefix(name, IDS, prefix(100))
     prompts.pin("a")
     for _ in range(3):
-        prompts.prefix("c", 3)
-    prompts.keep_prefix("c", 3, prefix(100))
-    assert prompts.prefix("a", 3) is not None
-    assert prompts.prefix("b", 3) is None
+        prompts.prefix("c", IDS)
+    prompts.keep_prefix("c", IDS, prefix(100))
+    assert prompts.prefix("a", IDS) is not None
+    assert prompts.prefix("b", IDS) is None
     prompts.pin("b")
     prompts.unpin("a")
-    prompts.keep_prefix("huge", 3, prefix(250))  # c and a would go, if it were wanted as often
-    assert prompts.prefix("c", 3) is not None
+    prompts.keep_prefix("huge", IDS, prefix(250))  # c and a would go, if it were wanted as often
+    assert prompts.prefix("c", IDS) is not None
     prompts.check_integrity()
 
 
