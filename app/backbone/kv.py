@@ -10,14 +10,13 @@ Shapes: N slots, G key/value heads, S places, D head width.
 from __future__ import annotations
 
 import math
+import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
-
-_LINE = 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -158,13 +157,14 @@ class SlotCache(Cache):
 
 
 def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros whose memory, on the CPU, becomes real page by page as it is written: numpy's zeros come from the system
-    untouched, torch's are filled in. Slots are as long as the longest row may be, and most rows are short. How much
-    stays unreal depends on the pages: numpy asks for huge ones (2 MiB), and where the system grants them, one written
+    """Zeros whose memory, on the CPU, becomes real page by page as it is written: it comes from the system itself,
+    untouched; torch's are filled in. Slots are as long as the longest row may be, and most rows are short. How much
+    stays unreal depends on the pages: huge ones (2 MiB) are asked for, and where the system grants them, one written
     place makes all of its page real, so that slots shorter than a page are whole once a row has been in them."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
-    room = np.zeros(size + _LINE, np.uint8)
-    begin = -room.ctypes.data % _LINE  # no vector of a key lies across two cache lines
-    return torch.from_numpy(room[begin : begin + size]).view(dtype).view(shape)
+    if device.type != "cpu" or size == 0:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # begins with a page, so with a cache line
+    with suppress(OSError, AttributeError):
+        room.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(room, dtype=dtype).view(shape)
