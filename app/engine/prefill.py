@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -42,12 +43,13 @@ class Prefiller:
 
     def run(self, batch: Batch) -> Started:
         rows = batch.sequences
-        found = {key: self._prompts.prefix(*key) for key in map(_prefix_key, rows) if key is not None}
-        spent = self._run_cold_prefixes(batch, found)
+        keys = [_prefix_key(row) for row in rows]
+        found = {key: self._prompts.prefix(*key) for key in keys if key is not None}
+        spent = self._run_cold_prefixes(batch.start, keys, found)
         groups = [row.group if row.group in batch.sharing else None for row in rows]
         items = [
-            self._item(row, found, beside=group is not None and group is before)
-            for row, group, before in zip(rows, groups, (None, *groups), strict=False)
+            self._item(row, found[key] if key is not None else None, beside=group is not None and group is before)
+            for row, key, group, before in zip(rows, keys, groups, (None, *groups), strict=False)
         ]
         done = self._isolating.prefill(batch.start, items)
         scores = _numbers(done.scores)
@@ -55,47 +57,46 @@ class Prefiller:
             ok and not (of is not None and any(map(math.isnan, of)))
             for ok, of in zip(finite_rows(done.logits).tolist(), scores, strict=True)
         ]
-        self._keep_prefixes([row for row, ok in zip(rows, finite, strict=True) if ok], found)
+        self._keep_prefixes(
+            {key: row.slot for row, key, ok in zip(rows, keys, finite, strict=True) if ok and key}, found
+        )
         return Started(done.logits, scores, finite, done.tokens + spent[0], done.padding + spent[1])
 
-    def _item(self, row: Sequence, found: Mapping[PrefixKey, PrefixKV | None], *, beside: bool) -> PrefillItem:
+    def _item(self, row: Sequence, prefix: PrefixKV | None, *, beside: bool) -> PrefillItem:
         """`beside`: the row before it is of its group, and what they have in common is computed once."""
-        asked, key = row.row, _prefix_key(row)
+        asked = row.row
         learned = self._prompts.learned(asked.digest) if asked.digest is not None else None
         return PrefillItem(
             asked.row,
             self._prompts.vectors(asked.digest) if asked.digest is not None else None,
-            found[key] if key is not None else None,
+            prefix,
             asked.verbalizer,
             trunk=row.group.request.shared if beside else 0,
             decoder=learned if isinstance(learned, EncoderDecoderPrompt) else None,
         )
 
-    def _run_cold_prefixes(self, batch: Batch, found: dict[PrefixKey, PrefixKV | None]) -> tuple[int, int]:
+    def _run_cold_prefixes(
+        self, start: int, keys: Iterable[PrefixKey | None], found: dict[PrefixKey, PrefixKV | None]
+    ) -> tuple[int, int]:
         """Compute prefixes that several rows of the batch miss, once for all of them, in the slots the rows will take.
         Returns the tokens that took, and the padding."""
-        cold: dict[PrefixKey, list[Sequence]] = {}
-        for row in batch.sequences:
-            key = _prefix_key(row)
-            if key is not None and found[key] is None:
-                cold.setdefault(key, []).append(row)
-        shared = [key for key, rows in cold.items() if len(rows) > 1]
-        if not self._reads or sum(len(key[1]) * (len(cold[key]) - 1) for key in shared) < WORTH_A_PASS:
+        cold = Counter(key for key in keys if key is not None and found[key] is None)
+        shared = [key for key, rows in cold.items() if rows > 1]
+        if not self._reads or sum(len(key[1]) * (cold[key] - 1) for key in shared) < WORTH_A_PASS:
             return 0, 0
         items = [PrefillItem(Row(key[1]), self._prompts.vectors(key[0])) for key in shared]
-        done = self._isolating.prefill(batch.start, items)
-        for slot, (key, ok) in enumerate(zip(shared, finite_rows(done.logits).tolist(), strict=True), batch.start):
+        done = self._isolating.prefill(start, items)
+        for slot, (key, ok) in enumerate(zip(shared, finite_rows(done.logits).tolist(), strict=True), start):
             if ok:
                 found[key] = self._read(slot, key)
             else:
                 self._runner.wipe(slot)
         return done.tokens, done.padding
 
-    def _keep_prefixes(self, rows: Iterable[Sequence], found: Mapping[PrefixKey, PrefixKV | None]) -> None:
-        """Cache what was computed in passing, for all rows to come. Only rows whose numbers are finite come here."""
-        slots = {key: row.slot for row in rows if (key := _prefix_key(row)) is not None and _lacks(found[key], key)}
+    def _keep_prefixes(self, slots: Mapping[PrefixKey, int], found: Mapping[PrefixKey, PrefixKV | None]) -> None:
+        """Cache what was computed in passing in these slots, for all rows to come; all numbers in them are finite."""
         for key, slot in slots.items():
-            if self._reads and self._prompts.wants_prefix(*key):
+            if _lacks(found[key], key) and self._reads and self._prompts.wants_prefix(*key):
                 self._read(slot, key)
 
     def _read(self, slot: int, key: PrefixKey) -> PrefixKV | None:

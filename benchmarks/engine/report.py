@@ -41,7 +41,7 @@ _PEERS = f"""## {PEERS}
   have fewer threads than the others it is not measured at all. Each of its block sizes is a line. It finds prompts,
   which it is given as embeddings, in its prefix cache by whole blocks: with blocks of 32 the last 0–31 vectors of a
   prompt are computed anew for each request. A template's own words between prompt and text are kept like the
-  prompt: by vLLM in whole blocks, by Chorus all of them.
+  prompt: by vLLM in whole blocks, by Chorus all (in service, less a last token into which texts may be merged).
 - Of `generate` and PEFT, what enters the output layer is laid out in sequence first, which a user's own program has to
   do itself: of a slice, torch's product in bfloat16 copies the weight once for each row."""
 

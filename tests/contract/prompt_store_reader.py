@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from prompt_store import BlobStore, PromptStore, RedisMetadata, Snapshot, StoreError, StoreUnavailable, Version
 
 
-class Looking(threading.Thread):
+class Looking(threading.Thread, ABC):
     """Looks again and again until it is stopped, and once more then."""
 
     def __init__(self) -> None:
@@ -20,8 +21,8 @@ class Looking(threading.Thread):
         self.stopped = threading.Event()
         self.ended = False
 
-    def look(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def look(self) -> None: ...
 
     def run(self) -> None:
         while not self.stopped.is_set():
