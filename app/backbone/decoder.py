@@ -27,8 +27,7 @@ from app.backbone.slot_memory import Heads, SlotMemory
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 _ROOM = 1.2  # weights and the largest piece in the making
 _SHARED_HEAD_BYTES = 64 << 20  # an output weight that is also the embedding, where it takes a copy to be fast
-
-
+_FEW_READ = 4  # in the last layer, queries are computed apart where at most one token in so many is read
 _PIECE_TOKENS, _PIECE_BYTES = 256, 4 << 20  # of the feed-forward on a CPU: enough for the product, small for the cache
 
 
@@ -66,6 +65,7 @@ class Decoder:
         width = model.model.layers[0].self_attn.head_dim
         self.steps = steps or native_steps(weight.dtype, weight.device, width) or TorchSteps()
         self.blocks = [_block(layer) for layer in model.model.layers]
+        self.last_keys_values = _fuse(model.model.layers[-1].self_attn, "k_proj", "v_proj")
         self.norm = _float(model.model.norm.weight)
         self.head = _head(model)
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
@@ -115,22 +115,37 @@ class Decoder:
         steps, epsilon = steps or self.steps, self.epsilon
         delta: Tensor | None = None
         for layer, block in enumerate(self.blocks):
-            qkv = block.qkv(steps.add_rmsnorm(x, delta, block.input_norm, epsilon))
-            steps.place(qkv, rows, block.head_norms, memory, layer)
+            y = steps.add_rmsnorm(x, delta, block.input_norm, epsilon)
             if reads is not None and layer == self.layers - 1:
-                x, qkv, rows = x[reads.tokens], qkv[reads.tokens], reads.rows
+                qkv, x = self._place_last(y, rows, reads, memory, steps), x[reads.tokens]
+                rows = reads.rows
+            else:
+                qkv = block.qkv(y)
+                steps.place(qkv, rows, block.head_norms, memory, layer)
             delta = block.attention_out(steps.attend(qkv, rows, memory, layer))
-            delta = self._feed_forward(block, steps.add_rmsnorm(x, delta, block.inner_norm, epsilon))
+            delta = self._feed_forward(block, x, steps.add_rmsnorm(x, delta, block.inner_norm, epsilon))
         return self.head(steps.add_rmsnorm(x, delta, self.norm, epsilon))
 
-    def _feed_forward(self, block: Block, y: Tensor) -> Tensor:
-        """[n, W] -> [n, W], in pieces whose wide middle stays in the processor's cache."""
+    def _place_last(self, y: Tensor, rows: PackedRows, reads: Reads, memory: SlotMemory, steps: DecoderSteps) -> Tensor:
+        """The last layer's keys and values of all tokens go to `memory`. Returns qkv of those that are read."""
+        block, layer = self.blocks[-1], self.layers - 1
+        if reads.tokens.shape[0] * _FEW_READ > y.shape[0]:
+            qkv = block.qkv(y)
+            steps.place(qkv, rows, block.head_norms, memory, layer)
+            return qkv[reads.tokens]
+        qkv = block.qkv(y[reads.tokens])
+        steps.place(qkv, reads.rows, block.head_norms, memory, layer)
+        steps.place(self.last_keys_values(y), rows, block.head_norms, memory, layer)
+        return qkv
+
+    def _feed_forward(self, block: Block, x: Tensor, y: Tensor) -> Tensor | None:
+        """What to add to x [n, W], from y [n, W]. A long batch goes in pieces whose wide middle stays in the
+        processor's cache; each is added to x at once, and nothing is left to add (None)."""
         if y.shape[0] <= self._piece:
             return block.down(self.steps.silu_mul(block.gate_up(y)))
-        out = torch.empty_like(y)
-        for part, to in zip(y.split(self._piece), out.split(self._piece), strict=True):
-            to.copy_(block.down(self.steps.silu_mul(block.gate_up(part))))
-        return out
+        for part, to in zip(y.split(self._piece), x.split(self._piece), strict=True):
+            to.add_(block.down(self.steps.silu_mul(block.gate_up(part))))
+        return None
 
 
 def is_llama_shaped(model: Any) -> bool:
@@ -170,22 +185,23 @@ def _heads(model: Any, places: int) -> Heads:
 
 def _block(layer: Any) -> Block:
     attention, mlp = layer.self_attn, layer.mlp
-
-    def fuse(*modules: Any) -> FrozenLinear:
-        return frozen_linear([module.weight for module in modules], [module.bias for module in modules])
-
     return Block(
         input_norm=_float(layer.input_layernorm.weight),
-        qkv=fuse(attention.q_proj, attention.k_proj, attention.v_proj),
+        qkv=_fuse(attention, "q_proj", "k_proj", "v_proj"),
         head_norms=tuple(  # type: ignore[arg-type]  # two of them
             _float(getattr(attention, name).weight) if hasattr(attention, name) else None
             for name in ("q_norm", "k_norm")
         ),
-        attention_out=fuse(attention.o_proj),
+        attention_out=_fuse(attention, "o_proj"),
         inner_norm=_float(layer.post_attention_layernorm.weight),
-        gate_up=fuse(mlp.gate_proj, mlp.up_proj),
-        down=fuse(mlp.down_proj),
+        gate_up=_fuse(mlp, "gate_proj", "up_proj"),
+        down=_fuse(mlp, "down_proj"),
     )
+
+
+def _fuse(module: Any, *names: str) -> FrozenLinear:
+    parts = [getattr(module, name) for name in names]
+    return frozen_linear([part.weight for part in parts], [part.bias for part in parts])
 
 
 def _head(model: Any) -> FrozenLinear | SharedLinear:

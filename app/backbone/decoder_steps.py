@@ -91,7 +91,8 @@ class DecoderSteps(Protocol):
         ...
 
     def place(self, qkv: Tensor, rows: PackedRows, norms: Norms, memory: SlotMemory, layer: int) -> None:
-        """Turn queries and keys of qkv [n, (H + 2 G) D] by their positions, in place; write keys and values."""
+        """Turn queries and keys of qkv [n, (H + 2 G) D] by their positions, in place; write keys and values. It may
+        come without queries, [n, 2 G D]."""
         ...
 
     def attend(self, qkv: Tensor, rows: PackedRows, memory: SlotMemory, layer: int) -> Tensor:
@@ -119,8 +120,8 @@ class TorchSteps:
 
     def place(self, qkv: Tensor, rows: PackedRows, norms: Norms, memory: SlotMemory, layer: int) -> None:
         heads = memory.heads
-        n, split = qkv.shape[0], (heads.queries, heads.groups, heads.groups)
-        query, key, value = qkv.view(n, -1, heads.width).split(split, dim=1)  # [n, ., D]
+        parts = qkv.view(qkv.shape[0], -1, heads.width)
+        query, key, value = parts.tensor_split((-2 * heads.groups, -heads.groups), dim=1)  # [n, ., D]
         cos, sin = heads.cos[rows.places[:, 0]][:, None], heads.sin[rows.places[:, 0]][:, None]  # [n, 1, turned / 2]
         for part, norm in ((query, norms[0]), (key, norms[1])):
             if norm is not None:

@@ -18,6 +18,9 @@ from app.backbone.rows import Row
 from app.backbone.transfer import to_device
 
 Branches = Sequence[Sequence[int]]
+Run = tuple[int, int, int, int, int, int, int, int, int]
+"""Tokens that follow one another in a row, the trunk or a branch: how many; of the first of them position, slot and
+place, and `upto`; whether that grows from token to token; `from` and `to`; whether that grows."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def pack_rows(
     """
     ids: list[int] = []
     starts: list[int] = []
-    pieces: list[np.ndarray] = []
+    runs: list[Run] = []
     spans: list[Span] = []
     ends: list[int] = []
     leader = start
@@ -61,27 +64,29 @@ def pack_rows(
         first, skip = len(ids), trunk or cached[i]
         ids += row.ids[skip:]
         ends.append(len(ids) - 1)
+        total, slot = row.total, start + i
+        runs.append((total - skip, skip, slot, skip, skip + 1, 1, 0, 0, 0))
+        place = total
         for branch in of:
             ids += branch
+            runs.append((len(branch), total, slot, place, total, 0, place, place + 1, 1))
+            place += len(branch)
         starts += [offsets[i]] * (len(ids) - first)
-        pieces.append(_describe(row.total, skip, [len(branch) for branch in of], start + i))
         spans.append(Span(first, len(ids) - first, start + i, trunk, leader))
     flat, table = np.asarray(ids, np.int64), np.asarray(starts, np.int64)
     virtual = flat < 0
-    described = np.concatenate(pieces, axis=1)  # [6, n]
+    places, sees = _describe(runs)
     shown = np.where(virtual, table - 1 - flat, flat)
-    where, seen, tokens, marks = to_device(device, described[:3].T, described[3:].T, shown, virtual.astype(np.int64))
+    where, seen, tokens, marks = to_device(device, places, sees, shown, virtual.astype(np.int64))
     return PackedBatch(ids=tokens, virtual=marks.bool(), rows=PackedRows(where, seen, spans), ends=ends)
 
 
-def _describe(total: int, skip: int, branches: Sequence[int], slot: int) -> np.ndarray:
-    """position, slot, place; upto, from, to of each token of one row.  [6, n] int64"""
-    trunk = np.arange(skip, total)
-    parts = [np.stack((trunk, np.full_like(trunk, slot), trunk, trunk + 1, 0 * trunk, 0 * trunk))]
-    at = total
-    for length in branches:
-        steps = np.arange(length)
-        same = np.ones_like(steps)
-        parts.append(np.stack((total + steps, slot * same, at + steps, total * same, at * same, at + steps + 1)))
-        at += length
-    return np.concatenate(parts, axis=1)
+def _describe(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
+    """position, slot, place, and upto, from, to of each token.  both [n, 3] int64"""
+    table = np.asarray(runs, np.int64)
+    counts = table[:, 0]
+    of = np.repeat(table[:, 1:], counts, axis=0)  # [n, 8]
+    step = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+    position, slot, place, upto, grows, begin, end, branch = of.T
+    places = np.stack((position + step, slot, place + step), 1)
+    return places, np.stack((upto + grows * step, begin, end + branch * step), 1)

@@ -64,7 +64,7 @@ static void turn(real *head, const float *cos, const float *sin, int64_t D, int6
 }
 
 /* Turn queries in place and write keys and values to their slots.
- * qkv [n, (H + 2 G) D]; cos, sin [positions, turned / 2]; places [n, 3] = position, slot, place in the slot;
+ * qkv [n, (H + 2 G) D], H 0 for keys and values alone; cos, sin [positions, turned / 2]; places [n, 3] = position, slot, place in the slot;
  * keys, values [slots, G, S, D]. */
 void place(real *qkv, const float *cos, const float *sin, const int64_t *places, real *keys, real *values, int64_t n,
            int64_t H, int64_t G, int64_t D, int64_t S, int64_t turned, const float *query_weight,

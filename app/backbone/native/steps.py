@@ -64,9 +64,10 @@ class NativeSteps:
 
     def place(self, qkv: Tensor, rows: PackedRows, norms: Norms, memory: SlotMemory, layer: int) -> None:
         heads, (keys, values) = memory.heads, memory.layer_addresses(layer)
+        queries = qkv.shape[1] // heads.width - 2 * heads.groups
         self._place(
             *(qkv.data_ptr(), heads.cos.data_ptr(), heads.sin.data_ptr(), rows.places.data_ptr(), keys, values),
-            *(qkv.shape[0], heads.queries, heads.groups, heads.width, memory.places, 2 * heads.cos.shape[1]),
+            *(qkv.shape[0], queries, heads.groups, heads.width, memory.places, 2 * heads.cos.shape[1]),
             *(None if norm is None else norm.data_ptr() for norm in norms),
             heads.epsilon,
         )

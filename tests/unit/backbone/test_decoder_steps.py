@@ -133,6 +133,20 @@ def test_native_placing_equals_plain_torch(dtype: torch.dtype, normed: bool) -> 
         torch.testing.assert_close(got, wanted, atol=TOLERANCE[dtype], rtol=0)
 
 
+@pytest.mark.parametrize("steps", [TorchSteps(), pytest.param(None, marks=needs_compiler)], ids=["torch", "native"])
+def test_placing_without_queries_writes_the_same_keys_and_values(steps: DecoderSteps | None) -> None:
+    heads, generator = make_heads(4, 2, 32), torch.Generator().manual_seed(11)
+    norms = (torch.rand(32, generator=generator), torch.rand(32, generator=generator))
+    rows = make_rows([(3, 9, (2,)), (0, 1, ())], [1, 0])
+    qkv = torch.randn(len(rows.places), 8 * 32, generator=generator)
+    alone, memories = qkv[:, 4 * 32 :].clone(), [make_memory(heads, torch.float32, slots=2) for _ in range(2)]
+    for memory, given in zip(memories, (qkv, alone), strict=True):
+        (steps or native(torch.float32)).place(given, rows, norms, memory, 1)
+    assert torch.equal(memories[0].keys, memories[1].keys)
+    assert torch.equal(memories[0].values, memories[1].values)
+    assert memories[0].keys[1].any()
+
+
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 70])
