@@ -182,13 +182,23 @@ def flood(answered: int, refused: int, *, refused_s: float = 0.01) -> Run:
 
 def test_overload_holds_its_goals_and_names_each_that_it_misses() -> None:
     def missed(run: Run, after: float = 100, recovered_s: float = 1) -> list[str]:
-        return [reason.partition(":")[0] for reason in overload.verdict(10, run, 100, after, recovered_s, 1).missed]
+        floods = [overload.Flood(10, run, 100, after, recovered_s)] * 3
+        return [reason.partition(":")[0] for reason in overload.verdict(floods, 1).missed]
 
     assert missed(flood(10, 90)) == []
-    assert missed(flood(8, 92)) == ["goodput of the peak"]
+    assert missed(flood(8, 92)) == ["goodput of the peak, median"]
     assert missed(flood(10, 70)) == ["sent under overload"]
-    assert missed(flood(10, 90, refused_s=0.2)) == ["refused with 429, p99"]
-    assert missed(flood(100, 0)) == ["refused with 429, p99"]
+    assert missed(flood(10, 90, refused_s=0.2)) == ["refused with 429, p99, median"]
+    assert missed(flood(100, 0)) == ["refused with 429, p99, median"]
     assert missed(Run(flood(10, 90).outcomes + outcomes("internal_error").outcomes)) == ["other errors"]
     assert missed(flood(10, 90), after=106) == ["memory of the API"]
-    assert missed(flood(10, 90), recovered_s=6) == ["recovery"]
+    assert missed(flood(10, 90), recovered_s=6) == ["recovery, the longest"]
+
+
+def test_overload_takes_the_median_of_rates_and_the_worst_of_the_rest() -> None:
+    good = overload.Flood(10, flood(10, 90), 100, 100, 1)
+    slow = overload.Flood(10, flood(8, 92, refused_s=0.2), 100, 100, 1)
+    assert overload.verdict([good, slow, good], 1).missed == ()
+    assert len(overload.verdict([good, slow, slow], 1).missed) == 2
+    grown = overload.Flood(10, Run(good.run.outcomes + outcomes("internal_error").outcomes), 100, 106, 6)
+    assert len(overload.verdict([good, good, grown], 1).missed) == 3
