@@ -25,6 +25,7 @@ from app.backbone.openmp import give_team_back
 from app.backbone.packed_runner import PackedRunner
 from app.backbone.placement import check_map, choose_device, choose_dtype
 from app.backbone.probe import ProbeResult, probe, probeable_context
+from app.backbone.product_cache import bound_product_cache
 from app.backbone.reference import ReferenceRunner
 from app.backbone.runner import FastRunner, Runner
 from app.backbone.source import BUNDLED, locate
@@ -209,6 +210,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
 
 def wrap_model(model: Any, tokenizer: BackboneTokenizer, *, name: str, identity: str) -> Backbone:
     """Freeze and probe a model that is in memory already."""
+    bound_product_cache()
     model.eval().requires_grad_(False)
     context, probed = _probe(model, tokenizer)
     return Backbone(

@@ -157,7 +157,8 @@ def conditions(stage: Stage) -> str:
 
 
 def processor() -> str:
-    """The processor's name and what of it matters for matrix products."""
+    """The processor's name, its family and model, which names of virtual machines hide, and what of it matters for
+    matrix products."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -165,7 +166,9 @@ def processor() -> str:
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = facts.get("flags", "").split()
     widest = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return f"{facts.get('model name', 'an unnamed processor')} ({', '.join(widest) or 'no vector units known'})"
+    kind = [f"{key.removeprefix('cpu ')} {facts[key]}" for key in ("cpu family", "model") if key in facts]
+    told = ", ".join([*kind, *(widest or ["no vector units known"])])
+    return f"{facts.get('model name', 'an unnamed processor')} ({told})"
 
 
 def show(section: Section) -> None:

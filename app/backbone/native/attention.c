@@ -9,6 +9,7 @@
 #include "numbers.h"
 
 #define AHEAD 16 /* lines of keys, and of values */
+#define FETCH(place) __builtin_prefetch(place, 0, 2) /* into the second cache: more lines can be on their way than to L1 */
 #define QUERIES 4 /* computed side by side: they share the loads of keys and values */
 
 /* The sums of 16 vectors, as one vector. */
@@ -33,8 +34,8 @@ INLINE void dot_keys(const float *q, const real *keys, const real *values, int64
             UNROLL
             for (int i = 0; i < K; i++)
                 for (int64_t d = 0; d < D; d += LINE) {
-                    __builtin_prefetch(keys + (j + K + i) * D + d);
-                    __builtin_prefetch(values + (j + i) * D + d);
+                    FETCH(keys + (j + K + i) * D + d);
+                    FETCH(values + (j + i) * D + d);
                 }
         vec acc[LANES];
         UNROLL
@@ -332,10 +333,15 @@ void attend(const real *qkv, real *out, const row_info *rows, int64_t count, con
             const real *slot_k = keys + (row->slot * G + g) * S * D, *slot_v = values + (row->slot * G + g) * S * D;
             if (row->count == 1 && piece + 1 < pieces) { /* the next piece's first keys and values set out meanwhile */
                 const row_info *then = g + 1 < G ? row : row + 1;
-                int64_t at = ((then->slot * G + (g + 1 < G ? g + 1 : 0)) * S + then->base) * D;
+                int64_t head = g + 1 < G ? g + 1 : 0, at = ((then->slot * G + head) * S + then->base) * D;
+                const real *next_k = keys + at, *next_v = values + at;
+                if (then->base > 0) {
+                    next_k = (const real *)(then->base_keys + layer * then->layer_bytes) + head * then->base_stride;
+                    next_v = (const real *)(then->base_values + layer * then->layer_bytes) + head * then->base_stride;
+                }
                 for (int64_t d = 0; d < AHEAD * LINE; d += LINE) {
-                    __builtin_prefetch(keys + at + d);
-                    __builtin_prefetch(values + at + d);
+                    FETCH(next_k + d);
+                    FETCH(next_v + d);
                 }
             }
             for (int64_t done = 0; done < todo;) {
