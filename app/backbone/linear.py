@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_EXACT, _ROUND = 64, 16  # rows
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,27 @@ class FrozenLinear:
     def __call__(self, x: Tensor) -> Tensor:
         if not self.packed:
             return F.linear(x, self.weight, self.bias)
+        n, full = x.shape[0], rounded(x.shape[0])
+        if full != n and _has_room(x, full):
+            x = x.as_strided((full, x.shape[1]), x.stride(), x.storage_offset())
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return product
+        return product[:n]
+
+
+def rounded(n: int) -> int:
+    """How many rows a product of n has: oneDNN compiles it for every number of rows anew (product_cache.py), and long
+    batches have any. A few rows more, of whatever lies behind x, are cheaper; nobody looks at what becomes of them."""
+    return n if n <= _EXACT else -(-n // _ROUND) * _ROUND
+
+
+def room_for(n: int, width: int, like: Tensor) -> Tensor:
+    """[n, width] in the dtype of `like`, not filled in, with the memory behind it that a product of n rows reads."""
+    return like.new_empty(rounded(n), width)[:n]
+
+
+def _has_room(x: Tensor, rows: int) -> bool:
+    end = x.storage_offset() + rows * x.shape[1]
+    return x.is_contiguous() and end * x.element_size() <= x.untyped_storage().nbytes()
 
 
 def frozen_linear(weights: list[Tensor], biases: list[Tensor | None], *, pack: bool = True) -> FrozenLinear:

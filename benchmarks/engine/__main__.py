@@ -165,7 +165,7 @@ def processor() -> str:
         return platform.processor() or "an unnamed processor"
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = facts.get("flags", "").split()
-    widest = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    widest: list[str] = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
     kind = [f"{key.removeprefix('cpu ')} {facts[key]}" for key in ("cpu family", "model") if key in facts]
     told = ", ".join([*kind, *(widest or ["no vector units known"])])
     return f"{facts.get('model name', 'an unnamed processor')} ({told})"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from app.backbone.decoder_steps import Norms, PackedRows
+from app.backbone.linear import room_for
 from app.backbone.native.build import load
 from app.backbone.slot_memory import SlotMemory
 
@@ -43,8 +44,8 @@ class NativeSteps:
             function.restype = None
 
     def add_rmsnorm(self, x: Tensor, delta: Tensor | None, weight: Tensor, epsilon: float) -> Tensor:
-        y = torch.empty_like(x)
         n, width = x.shape
+        y = room_for(n, width, x)
         self._add_rmsnorm(
             x.data_ptr(),
             None if delta is None else delta.data_ptr(),
@@ -58,7 +59,7 @@ class NativeSteps:
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         n, width = gate_up.shape[0], gate_up.shape[1] // 2
-        out = gate_up.new_empty(n, width)
+        out = room_for(n, width, gate_up)
         self._silu_mul(gate_up.data_ptr(), out.data_ptr(), n, width)
         return out
 
@@ -74,7 +75,7 @@ class NativeSteps:
 
     def attend(self, qkv: Tensor, rows: PackedRows, memory: SlotMemory, layer: int) -> Tensor:
         heads, (keys, values) = memory.heads, memory.layer_addresses(layer)
-        out = qkv.new_empty(qkv.shape[0], heads.queries * heads.width)
+        out = room_for(qkv.shape[0], heads.queries * heads.width, qkv)
         info: np.ndarray = rows.info
         self._attend(
             *(qkv.data_ptr(), out.data_ptr(), info.ctypes.data, len(info), rows.seen.data_ptr(), keys, values),
