@@ -161,6 +161,7 @@ async def _start(
         manifest=settings.data_dir / "manifest.json",
         reconcile_s=settings.reconcile_s,
         admit=engine.admit,
+        release=engine.release,
         host_cache_bytes=settings.host_prompt_cache_mb << 20,
         preload=settings.preload_refs,
         scrub_s=settings.scrub_s,

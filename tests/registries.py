@@ -59,6 +59,7 @@ class FragileStore(PromptStore):
 class Admission:
     def __init__(self) -> None:
         self.admitted: list[str] = []
+        self.released: list[str] = []
         self.refuse: Exception | None = None
 
     async def __call__(self, prompt: LoadedPrompt) -> None:
@@ -72,11 +73,13 @@ async def running(
     store: PromptStore, folder: Path, admit: Admission | None = None, **options: Any
 ) -> AsyncIterator[Registry]:
     options = {"reconcile_s": 0.2, **options}
+    admit = admit or Admission()
     registry = Registry(
         store,
         FakeBackbone(),
         manifest=folder / "manifest.json",
-        admit=admit or Admission(),
+        admit=admit,
+        release=admit.released.append,
         **options,  # type: ignore[arg-type]
     )
     await registry.start()

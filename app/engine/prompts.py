@@ -27,6 +27,7 @@ class ResidentPrompts:
         self._device, self._dtype, self._vector_budget = device, dtype, vector_bytes
         self._learned: OrderedDict[str, SoftPrompt] = OrderedDict()
         self.pins: Counter[str] = Counter()
+        self._leaving: set[str] = set()  # released while a request still needed them
         self._prefixes: FrequencyCache[PrefixKey, PrefixKV] = FrequencyCache(
             budget_bytes, lambda key: key[0] in self.pins
         )
@@ -50,6 +51,7 @@ class ResidentPrompts:
 
     def load(self, digest: str, prompt: SoftPrompt) -> None:
         """Make a prompt resident in the serving dtype; a digest already there is only touched."""
+        self._leaving.discard(digest)
         if digest not in self._learned:
             self._learned[digest] = resident = place(prompt, self._device, self._dtype)
             self.vector_bytes += size_bytes(resident)
@@ -57,9 +59,11 @@ class ResidentPrompts:
         self._learned.move_to_end(digest)
 
     def release(self, digest: str) -> None:
-        """Forget a prompt, unless a request still needs it."""
+        """Forget a prompt, as soon as no request needs it any more."""
         if digest in self.pins:
+            self._leaving.add(digest)
             return
+        self._leaving.discard(digest)
         self._drop(digest)
         for ids in self._begun.pop(digest, ()):
             self._prefixes.pop((digest, ids))
@@ -74,6 +78,8 @@ class ResidentPrompts:
         self.pins[digest] -= 1
         if self.pins[digest] <= 0:
             del self.pins[digest]
+            if digest in self._leaving:
+                self.release(digest)
             if self.vector_bytes > self._vector_budget:
                 self._shrink()
 
@@ -115,6 +121,7 @@ class ResidentPrompts:
         assert self.vector_bytes == sum(map(size_bytes, self._learned.values()))
         free = [digest for digest in self._learned if digest not in self.pins]
         assert self.vector_bytes <= self._vector_budget or len(free) <= 1  # one was just loaded, for a row to come
+        assert self._leaving <= self.pins.keys()
         assert all(digest in self._learned and count > 0 for digest, count in self.pins.items())
         keys = {(digest, ids) for digest, begun in self._begun.items() for ids in begun}
         assert keys == set(self._prefixes)

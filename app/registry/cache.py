@@ -50,8 +50,11 @@ class PromptCache:
         budget_bytes: int,
         retry_s: float,
         metrics: Metrics,
+        release: Callable[[str], None],
     ) -> None:
+        """`release` is told the digest of each loaded prompt whose tasks are all gone."""
         self._load = load
+        self._release = release
         self._retry_s = retry_s
         self._metrics = metrics
         self._loaded: SegmentedLRU[Key, LoadedPrompt] = SegmentedLRU(budget_bytes)
@@ -93,8 +96,10 @@ class PromptCache:
         return await asyncio.shield(self._loading.get(key) or self._begin(key, version))
 
     def forget(self, task_ids: set[str]) -> None:
-        """Drop what belongs to tasks that no longer exist."""
-        self._loaded.drop([key for key in self._loaded.by_use() if key[0] in task_ids])
+        """Drop what belongs to tasks that no longer exist, here and, where no other task has it too, in the engine."""
+        dropped = self._loaded.drop([key for key in self._loaded.by_use() if key[0] in task_ids])
+        for digest in {prompt.digest for prompt in dropped} - {prompt.digest for prompt in self._loaded.values()}:
+            self._release(digest)
         for key in [key for key in self._refused if key[0] in task_ids]:
             del self._refused[key]
 

@@ -38,7 +38,8 @@ _STORE_THREADS = 8
 
 
 class Registry:
-    """Used from one event loop. `admit` puts a loaded prompt into the engine and replays its golden outputs there."""
+    """Used from one event loop. `admit` puts a loaded prompt into the engine and replays its golden outputs there;
+    `release` has the engine forget one, by its digest."""
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class Registry:
         manifest: Path,
         reconcile_s: float,
         admit: Callable[[LoadedPrompt], Awaitable[None]],
+        release: Callable[[str], None],
         host_cache_bytes: int = _HOST_BYTES,
         preload: Sequence[str] = (),
         scrub_s: float = 0.0,
@@ -68,6 +70,7 @@ class Registry:
             budget_bytes=host_cache_bytes,
             retry_s=reconcile_s,
             metrics=self._metrics,
+            release=release,
         )
         self._warmer = Warmer(self._cache, lambda: self.snapshot, preload=preload)
         self._scrubber = Scrubber(store, lambda: self.snapshot.versions, every_s=scrub_s)

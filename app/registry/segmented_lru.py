@@ -62,13 +62,21 @@ class SegmentedLRU(Generic[K, V]):
         self._probation[key] = (value, size_bytes)
         self.size_bytes += size_bytes
 
-    def drop(self, keys: Iterable[K]) -> None:
+    def drop(self, keys: Iterable[K]) -> list[V]:
+        """The values that were held."""
+        dropped = []
         for key in keys:
             if (entry := self._protected.pop(key, None)) is not None:
                 self._protected_bytes -= entry[1]
-            else:
-                entry = self._probation.pop(key, None)
-            self.size_bytes -= entry[1] if entry is not None else 0
+            elif (entry := self._probation.pop(key, None)) is None:
+                continue
+            self.size_bytes -= entry[1]
+            dropped.append(entry[0])
+        return dropped
+
+    def values(self) -> Iterable[V]:
+        """All values, in no order."""
+        return (value for part in (self._probation, self._protected) for value, _ in part.values())
 
     def by_use(self) -> list[K]:
         """All keys, those first that would be kept longest."""

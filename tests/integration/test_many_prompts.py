@@ -48,6 +48,7 @@ class Tiers:
             manifest=folder / "manifest.json",
             reconcile_s=60,
             admit=self.engine.admit,
+            release=self.engine.release,
             host_cache_bytes=self.host,
         )
 

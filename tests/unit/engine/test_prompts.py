@@ -151,10 +151,21 @@ def test_release_of_a_pinned_prompt_waits_for_its_requests() -> None:
     prompts.keep_prefix("a", IDS, prefix(100))
     prompts.release("a")
     assert "a" in prompts
+    prompts.check_integrity()
     prompts.unpin("a")
-    prompts.release("a")
     assert "a" not in prompts
     assert prompts.prefix_bytes == 0
+    prompts.check_integrity()
+
+
+def test_release_of_a_pinned_prompt_is_off_when_it_is_asked_for_again() -> None:
+    prompts = make_prompts()
+    prompts.load("a", torch.zeros(2, 4))
+    prompts.pin("a")
+    prompts.release("a")
+    prompts.load("a", torch.zeros(2, 4))
+    prompts.unpin("a")
+    assert "a" in prompts
     prompts.check_integrity()
 
 

@@ -134,11 +134,15 @@ def test_new_task_is_left_for_its_first_request_when_the_budget_is_used_up(store
     run(test())
 
 
-def test_deleted_task_leaves_the_cache(store: FragileStore, tmp_path: Path) -> None:
+def test_deleted_task_leaves_the_cache_and_the_engine(store: FragileStore, tmp_path: Path) -> None:
     async def test() -> None:
-        async with running(store, tmp_path, preload=("*",)) as registry:
+        admit = Admission()
+        async with running(store, tmp_path, admit, preload=("*",)) as registry:
             assert registry.readings()["prompts_loaded"] == 6
+            digest = (await registry.resolve_version("task-4")).digest
+            assert admit.released == []
             await registry.delete_task("task-4")
+            await until(lambda: admit.released == [digest])
             await until(lambda: registry.readings()["prompts_loaded"] == 5)
             with pytest.raises(TaskNotFound):
                 await registry.resolve_version("task-4")
