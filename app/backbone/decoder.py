@@ -18,7 +18,7 @@ from torch import Tensor
 
 from app.backbone.decoder_steps import DecoderSteps, Norms, PackedRows, TorchSteps
 from app.backbone.freed_memory import give_back_freed_memory, keep_freed_memory
-from app.backbone.linear import FrozenLinear, frozen_linear
+from app.backbone.linear import FrozenLinear, frozen_linear, rounded
 from app.backbone.native.product import SharedLinear, shared_linear
 from app.backbone.native.steps import native_steps
 from app.backbone.placement import free_memory
@@ -72,7 +72,7 @@ class Decoder:
         self.dtype, self.device = weight.dtype, weight.device
         self._model = model
         middle = 2 * model.model.layers[0].mlp.down_proj.in_features * weight.element_size()
-        self._piece = max(_PIECE_TOKENS, _PIECE_BYTES // middle) if self.device.type == "cpu" else 1 << 30
+        self._piece = max(_PIECE_TOKENS, rounded(_PIECE_BYTES // middle)) if self.device.type == "cpu" else 1 << 30
 
     def memory(self, *, slots: int, places: int) -> SlotMemory:
         """Room for the keys and values of `slots` rows of up to `places` tokens."""

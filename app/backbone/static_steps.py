@@ -57,8 +57,9 @@ class StaticSteps(TorchSteps):
     def place(self, qkv: Tensor, rows: PackedRows, norms: Norms, memory: SlotMemory, layer: int) -> None:
         heads, standing = memory.heads, rows.info
         parts = qkv.view(qkv.shape[0], -1, heads.width)  # [B, H + 2 G, D]
-        both, key = parts[:, : heads.queries + heads.groups], parts[:, heads.queries : heads.queries + heads.groups]
-        for part, norm in ((parts[:, : heads.queries], norms[0]), (key, norms[1])):
+        both, value = parts[:, : -heads.groups], parts[:, -heads.groups :]
+        query, key = both[:, : -heads.groups], both[:, -heads.groups :]
+        for part, norm in ((query, norms[0]), (key, norms[1])):
             if norm is not None:
                 part.copy_(self.add_rmsnorm(part, None, norm, heads.epsilon))
         turned = standing.cos.shape[-1]
@@ -66,7 +67,7 @@ class StaticSteps(TorchSteps):
         both[..., :turned] = torch.addcmul(x * standing.cos, x.roll(turned // 2, -1), standing.sin)
         slots, places = rows.places[:, 1], rows.places[:, 2]
         memory.keys[layer][slots, :, places] = key
-        memory.values[layer][slots, :, places] = parts[:, heads.queries + heads.groups :]
+        memory.values[layer][slots, :, places] = value
 
     def attend(self, qkv: Tensor, rows: PackedRows, memory: SlotMemory, layer: int) -> Tensor:
         heads, count, keys = memory.heads, qkv.shape[0], rows.info.mask.shape[-1]

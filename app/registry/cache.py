@@ -98,8 +98,10 @@ class PromptCache:
     def forget(self, task_ids: set[str]) -> None:
         """Drop what belongs to tasks that no longer exist, here and, where no other task has it too, in the engine."""
         dropped = self._loaded.drop([key for key in self._loaded.by_use() if key[0] in task_ids])
-        for digest in {prompt.digest for prompt in dropped} - {prompt.digest for prompt in self._loaded.values()}:
-            self._release(digest)
+        if dropped:
+            held = {prompt.digest for prompt in self._loaded.values()}
+            for digest in {prompt.digest for prompt in dropped} - held:
+                self._release(digest)
         for key in [key for key in self._refused if key[0] in task_ids]:
             del self._refused[key]
 
