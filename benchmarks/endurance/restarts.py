@@ -26,6 +26,7 @@ from benchmarks.endurance.site import (
     publish_text_task,
     redis_url,
     told,
+    unfinished,
     until_answered,
 )
 from benchmarks.endurance.verdict import Found, Section, section
@@ -35,7 +36,7 @@ STREAMED = 0.5
 TEXTS, TOKENS = ("endurance-a", "endurance-b"), 64
 LONG_TEXTS, LONG_TOKENS = ("endurance-long-a", "endurance-long-b"), 384
 SHORT_S = 0.0
-CUT = "cut_off"
+CUT, DRAIN = "cut_off", "drain"
 
 
 class Rolled(NamedTuple):
@@ -49,6 +50,11 @@ class Rolled(NamedTuple):
     @property
     def streams(self) -> int:
         return sum(one.first is not None and one.codes == (None,) for one in self.run.outcomes)
+
+    @property
+    def lost(self) -> Counter[str]:
+        """What clients did not get, or not to its end, by its code or `finish_reason`."""
+        return codes_of(self.run) + unfinished(self.run)
 
 
 def run(restarts: int) -> Section:
@@ -94,14 +100,16 @@ async def _roll(replicas: Sequence[Replica], tasks: Sequence[str], restarts: int
 
 def verdict(whole: Rolled, short: Rolled) -> Section:
     """`whole` had the time to finish what ran, `short` had not."""
-    answered, cut = answered_s(whole.run), codes_of(short.run)[CUT]
-    codes, silent = codes_of(whole.run), codes_of(short.run) - Counter({CUT: cut})
+    answered, lost = answered_s(whole.run), whole.lost
+    cut, silent = Counter({kind: short.lost[kind] for kind in (CUT, DRAIN)}), Counter(short.lost)
+    for kind in (CUT, DRAIN):
+        del silent[kind]
     unexplained = short.failed - Counter({f"503 {CUT}": short.failed[f"503 {CUT}"]})
     restarts = whole.exits.total()
     found = [
         Found("restarts", _exits(whole.exits), f"{restarts} with 0", whole.exits[0] == restarts),
         Found("answered, streams among them", f"{len(answered)}, {whole.streams}", "streams too", whole.streams > 0),
-        Found("failed, as the clients saw it", told(codes), "0", not codes),
+        Found("failed, as the clients saw it", told(lost), "0", not lost),
         Found("failed, as the proxy saw it", told(whole.failed), "0", not whole.failed),
         Found("asked of another connection", told(whole.passed_over)),
         Found("p50, p99", f"{ms(answered, 0.5)}, {ms(answered, 0.99)}"),
@@ -111,7 +119,7 @@ def verdict(whole: Rolled, short: Rolled) -> Section:
             "all with 0",
             short.exits[0] == short.exits.total(),
         ),
-        Found("cut off, and told so", f"{cut} of {len(short.run.outcomes)}", "some", cut > 0),
+        Found("cut off, and told so", f"{told(+cut)} of {len(short.run.outcomes)}", "some", cut.total() > 0),
         Found("cut off without a word", told(silent | unexplained), "0", not silent and not unexplained),
     ]
     return section(
@@ -121,8 +129,8 @@ def verdict(whole: Rolled, short: Rolled) -> Section:
         "requests ask for a stream. The proxy asks again only where nothing can have been done: nobody took the "
         "connection, a kept connection had ended before a byte was sent, or the replica said with 503, `Retry-After` "
         "and `draining` or `not_ready` that it did not take the request. Then restarts that leave no time to what "
-        f"runs, up to {LONG_TOKENS} tokens: that is cut off, and has to be told (`{CUT}`, as an answer or as "
-        "a stream's last event).",
+        f"runs, up to {LONG_TOKENS} tokens: that is cut off, and has to be told (503 `{CUT}` where nothing was written "
+        f"yet, else what was written, with `finish_reason: {DRAIN}`, in an answer or a stream's last event).",
         found,
     )
 

@@ -155,6 +155,7 @@ def _read(reply: Reply, content: bytes, outcome: Outcome) -> None:
     outputs = body.get("outputs")
     if reply.status == 200 and isinstance(outputs, list) and len(outputs) == len(outcome.refs):
         outcome.codes = tuple(_code(output) for output in outputs)
+        outcome.reasons = tuple(output.get("finish_reason") for output in outputs)
         outcome.tokens = sum(_completion(output) for output in outputs)
         return
     error = body.get("error")
@@ -164,7 +165,8 @@ def _read(reply: Reply, content: bytes, outcome: Outcome) -> None:
 
 def _settle(last: dict[str, Any], outcome: Outcome) -> None:
     """A stream by its last event; one that ends without a reason was cut."""
-    outcome.codes = (_code(last) or (None if last.get("finish_reason") else "stream_cut"),)
+    outcome.reasons = (last.get("finish_reason"),)
+    outcome.codes = (_code(last) or (None if outcome.reasons[0] else "stream_cut"),)
     outcome.tokens = _completion(last)
 
 
