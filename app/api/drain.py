@@ -30,6 +30,10 @@ class Drain:
     def overdue(self) -> bool:
         return self._began_at is not None and time.monotonic() - self._began_at >= self.limit_s
 
+    def left_of(self, seconds: float) -> float:
+        """What is left of the drain's first `seconds`; 0 before it began, too."""
+        return 0.0 if self._began_at is None else max(0.0, self._began_at + seconds - time.monotonic())
+
     def begin(self) -> None:
         """Refuse new requests from now on. Only sets a time, so that a signal handler may call it."""
         if self._began_at is None:

@@ -17,6 +17,7 @@ from typing import cast
 import h11
 import uvicorn
 from fastapi import FastAPI
+from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -78,11 +79,14 @@ class Protocol(H11Protocol):
     def shutdown(self) -> None:
         """End the connection once the answer that it is waiting for is out. A request may be on its way without a byte
         of it read: a connection closed then is reset, and its client cannot know whether it was heard. So one that is
-        new, or has begun a head, or has bytes waiting, gets `LAST_HEAD_S` to say it all, and hears that we drain."""
+        new, or has begun a head, or has bytes waiting, gets `LAST_HEAD_S` to say it all, and hears that we drain; one
+        that rests between two requests gets what is left of the drain's first `LAST_HEAD_S`: a client who uses it
+        often is told by an answer, not by a connection that ends while he writes."""
         self._is_last = True
         if self._head_deadline is not None or (self._rests() and self._bytes_wait()):
-            self._head_arrived()
-            self._head_deadline = self.loop.call_later(LAST_HEAD_S, self.transport.close)
+            self._await_last_head(LAST_HEAD_S)
+        elif self._rests() and (left := self._state.drain.left_of(LAST_HEAD_S)):
+            self._await_last_head(left)
         else:
             super().shutdown()
 
@@ -106,8 +110,12 @@ class Protocol(H11Protocol):
         self.transport.close()
 
     @property
+    def _state(self) -> State:
+        return cast(FastAPI, self.config.app).state
+
+    @property
     def _known(self) -> Connections:
-        known: Connections = cast(FastAPI, self.config.app).state.connections
+        known: Connections = self._state.connections
         return known
 
     async def _ask(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,6 +139,17 @@ class Protocol(H11Protocol):
 
     def _await_head(self) -> None:
         self._head_deadline = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def _await_last_head(self, seconds: float) -> None:
+        self._head_arrived()
+        self._head_deadline = self.loop.call_later(seconds, self._end_unless_asked)
+
+    def _end_unless_asked(self) -> None:
+        """Bytes that arrived while the loop was held up are read first."""
+        if self._bytes_wait():
+            self._head_deadline = self.loop.call_later(LAST_HEAD_S, self.transport.close)
+        else:
+            self.transport.close()
 
     def _head_arrived(self) -> None:
         if self._head_deadline is not None:

@@ -185,6 +185,22 @@ def test_request_nobody_has_read_when_its_kept_connection_is_to_end_is_told_that
         refusal_and_end(connection)
 
 
+def test_kept_connection_that_rests_when_a_drain_without_time_ends_gets_to_ask(
+    tmp_path: Path, redis_server_url: str
+) -> None:
+    world = make_world(tmp_path, redis_server_url, drain_s=0)
+    with serving(world.app) as live, socket.create_connection((live.host, live.port), timeout=HANG_S) as connection:
+        connection.sendall(REQUEST)
+        heard = b""
+        while not heard.endswith(b"}"):
+            heard += connection.recv(4096)
+        live.server.handle_exit(signal.SIGTERM, None)
+        wait_until(lambda: not live.server.servers[0].is_serving())
+        time.sleep(0.2)  # all connections have been told to end by then
+        connection.sendall(REQUEST)
+        refusal_and_end(connection)
+
+
 def test_connection_that_is_new_when_the_listener_closes_gets_to_ask(world: World) -> None:
     with serving(world.app) as live, socket.create_connection((live.host, live.port), timeout=HANG_S) as connection:
         wait_until(lambda: live.server.server_state.connections)
