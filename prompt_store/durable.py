@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from prompt_store.errors import StorageFull, StoreUnavailable
+from prompt_store.errors import StorageFailed, StorageFull, StoreUnavailable
 
 TEMP_PREFIX = ".tmp-"
 _FILE_MODE = 0o640
@@ -150,9 +150,9 @@ def _acquire(fd: int, kind: int, timeout_s: float) -> None:
 
 @contextmanager
 def storage_errors(what: str) -> Iterator[None]:
-    """Turn an OSError of the disk into StorageFull or StoreUnavailable, with the system's reason and no path."""
+    """Turn an OSError of the disk into StorageFull or StorageFailed, with the system's reason and no path."""
     try:
         yield
     except OSError as error:
-        kind = StorageFull if error.errno in NO_ROOM else StoreUnavailable
+        kind = StorageFull if error.errno in NO_ROOM else StorageFailed
         raise kind(f"{what}: {error.strerror or type(error).__name__}") from error

@@ -20,6 +20,7 @@
     ├── InvalidManifest        a saved snapshot that cannot be trusted; there is nothing to fall back to but the server
     └── StoreUnavailable       metadata server or blob directory out of reach; the same call may work later
         ├── StorageFull        there is no room for a blob or a record file
+        ├── StorageFailed      the disk with them cannot be read or written: it is read-only, or broken
         └── StoreBehind        the metadata server has forgotten writes that the record files hold: rebuild first
 
 Every error has a stable `code`, a message for people, and `param`, the field or name it is about.
@@ -117,6 +118,10 @@ class StoreUnavailable(StoreError):
 
 class StorageFull(StoreUnavailable):
     code = "storage_full"
+
+
+class StorageFailed(StoreUnavailable):
+    code = "storage_failed"
 
 
 class StoreBehind(StoreUnavailable):

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 
-def small_disk(folder: Path, kib: int) -> tuple[str, ...]:
+def small_disk(folder: Path, kib: int, *, read_only: bool = False) -> tuple[str, ...]:
     """What to put before a command so that it alone sees an empty disk of `kib` KiB at `folder`, with the system's own
-    refusals. Skips the test where the system lets nobody mount one in a namespace of his own."""
+    refusals; of every write, where it is `read_only`. Skips the test where nobody may mount one in a namespace of his
+    own."""
     folder.mkdir(parents=True, exist_ok=True)
-    mount = f'mount -t tmpfs -o size={kib}k none "$0" && exec "$@"'
+    mount = f'mount -t tmpfs -o {"ro" if read_only else "rw"},size={kib}k none "$0" && exec "$@"'
     prefix = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, str(folder))
     if (
         shutil.which("unshare") is None

@@ -57,6 +57,7 @@ INTERNAL = "something went wrong on our side; the log has it under this request 
 FIXED_MESSAGE: Mapping[type[Exception], str] = {
     service.EngineFailure: "the model failed on this row; the log has it under this request id",
     store.StoreUnavailable: "the registry cannot be reached now; read again before you repeat a change",
+    store.StorageFailed: "the server's storage cannot be read or written now; read again before you repeat a change",
     store.StorageFull: "the server's storage is full; read again before you repeat a change",
     store.CorruptBlob: "the version's bytes failed verification",
 }

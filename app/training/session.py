@@ -39,7 +39,7 @@ from app.training.searching import Search
 from app.training.sources import read_version
 from app.training.surroundings import SAMPLE_ROWS
 from app.training.trainer import Interrupted, Outcome, Trainer
-from prompt_store import PromptStore, StorageFull, StoreUnavailable
+from prompt_store import PromptStore, StorageFailed, StorageFull, StoreUnavailable
 
 T = TypeVar("T")
 
@@ -298,18 +298,18 @@ class Session:
             raise Lost(reply)
 
     def _publish(self, publisher: Publisher, trained: Sequence[Trained]) -> tuple[JobResult, Verdict]:
-        """What was committed is a version, also where the disk filled up between the commit and its record file."""
+        """What was committed is a version, also where the disk failed between the commit and its record file."""
         try:
             return self._patiently(lambda: publisher.publish(*trained))
-        except StorageFull:
+        except (StorageFull, StorageFailed):
             versions = self._patiently(lambda: self._context.store.find_publications(self._job_id))
             if not versions:
                 raise
             return JobResult.of(versions), Verdict(promote=False)
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        """The call's result, asked for again while Redis is away or the disk is full. Every call made so may be
-        repeated without harm. Raises Interrupted, StorageFull."""
+        """The call's result, asked for again while Redis is away or the disk refuses. Every call made so may be
+        repeated without harm. Raises Interrupted, StorageFull, StorageFailed."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -318,7 +318,7 @@ class Session:
                 if self._context.stop.is_set():
                     raise Interrupted from None
                 if time.monotonic() > deadline:
-                    if isinstance(error, StorageFull):
+                    if isinstance(error, StorageFull | StorageFailed):
                         raise
                     raise Interrupted from None
                 time.sleep(RETRY_S)

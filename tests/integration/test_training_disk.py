@@ -61,3 +61,21 @@ def test_full_disk_at_publish_fails_the_job_as_that_and_the_next_one_publishes(s
     again = site.submit(steps=4)
     site.start_worker()
     assert_one_version(site, site.wait_for_end(again))
+
+
+@pytest.mark.chaos
+def test_disk_that_takes_nothing_at_publish_fails_the_job_as_that_and_the_next_one_publishes(
+    site: Installation,
+) -> None:
+    before = small_disk(site.folder / "blobs" / "blobs", 64, read_only=True)
+    job_id = site.submit(steps=4)
+    worker = site.start_worker(before=before, CHORUS_TEST_PATIENCE_S="1", CHORUS_CHECKPOINT_S="60")
+    job = site.wait_for_end(job_id)
+    assert job.error is not None
+    assert (job.status, job.attempt, job.error.code) == ("failed", 1, "storage_failed")
+    assert "Read-only file system" in job.error.message
+    assert site.store.find_publication(job_id) is None
+    kill(worker)
+    again = site.submit(steps=4)
+    site.start_worker()
+    assert_one_version(site, site.wait_for_end(again))

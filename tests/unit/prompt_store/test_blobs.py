@@ -23,6 +23,7 @@ from prompt_store import (
     InvalidName,
     MemoryMetadata,
     PromptStore,
+    StorageFailed,
     StorageFull,
     StoreUnavailable,
 )
@@ -92,7 +93,7 @@ def test_put_when_the_disk_refuses_leaves_nothing(
         patch.setattr(os, call, refuse)
         with pytest.raises(StoreUnavailable, match=os.strerror(code)) as caught:
             blobs.put(DATA)
-        assert isinstance(caught.value, StorageFull) == (code == errno.ENOSPC)
+        assert type(caught.value) is (StorageFull if code == errno.ENOSPC else StorageFailed)
     assert str(blobs.root) not in caught.value.message
     assert leftovers(blobs) == []
     blobs.put(DATA)
