@@ -16,8 +16,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TypeVar
 
-import torch
-
 from app.backbone import Backbone, Decoding, LoadedPrompt, Row, SoftPrompt
 from app.backbone.explain import VectorView, explain_vectors, prefix_norms
 from app.backbone.openmp import compute_alone, give_team_back
@@ -223,7 +221,7 @@ class EngineService:
 
     def set_threads(self, count: int) -> None:
         """CPU threads of the model, from its next step on."""
-        self._send(lambda _: torch.set_num_threads(max(1, count)))
+        self._thread.set_threads(count)
 
     @asynccontextmanager
     async def _flying(

@@ -15,9 +15,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-import torch
-
 from app.backbone.freed_memory import give_back_freed_memory
+from app.engine.crew import Crew
 from app.engine.engine import Engine
 from app.engine.types import Event, FinishReason
 from app.errors import EngineFailure
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Command = Callable[[Engine], None]
-_REST_S = 5.0  # without work before freed memory goes back to the system
+_PAUSES_S = (0.02, 5.0, None)  # without work before it is a pause, before freed memory goes back to the system
 
 Told = tuple[float, list[Event]]
 """What became of rows in one step, and when, on the monotonic clock."""
@@ -39,7 +38,8 @@ class EngineThread:
     """Runs `engine.step` whenever there is work; sleeps otherwise."""
 
     def __init__(self, engine: Engine, deliver: Callable[[list[Told]], None], *, threads: int) -> None:
-        self._engine, self._deliver, self._threads = engine, deliver, threads
+        self._engine, self._deliver = engine, deliver
+        self._threads, self._crew = threads, Crew()
         self._commands: deque[Command] = deque()
         self._held: list[Told] = []
         self._wake = threading.Condition()
@@ -72,6 +72,10 @@ class EngineThread:
             self._commands.extend(commands)
             self._wake.notify()
 
+    def set_threads(self, count: int) -> None:
+        """Compute with as many threads at most, from the next step on."""
+        self.send(lambda _: self._crew.set_most(max(1, count)))
+
     async def compute(self, call: Callable[[], T]) -> T:
         """What `call` returns or raises, computed on this thread before the engine's next step."""
         if not self.alive:
@@ -101,7 +105,7 @@ class EngineThread:
 
     def _run(self) -> None:
         if self._threads:
-            torch.set_num_threads(self._threads)
+            self._crew.set_most(self._threads)
         while self._take_commands():
             try:
                 events = self._engine.step()
@@ -110,6 +114,7 @@ class EngineThread:
                 events = self._engine.fail_all(f"the engine failed: {type(error).__name__}")
             if events:
                 self._tell(events)
+            self._crew.step_done()
 
     def _tell(self, events: list[Event]) -> None:
         self._held.append((time.monotonic(), events))
@@ -128,11 +133,14 @@ class EngineThread:
     def _take_commands(self) -> bool:
         """Wait for work and carry out what was sent. False when it is time to stop."""
         with self._wake:
-            rested, self._busy_since = False, None
+            self._busy_since, pauses = None, 0
             while not self._commands and self._engine.idle and not self._stopping:
-                if not self._wake.wait(None if rested else _REST_S):
-                    rested = True
-                    self._rest()
+                if not self._wake.wait(_PAUSES_S[pauses]):
+                    pauses += 1
+                    if pauses == 1:
+                        self._crew.pause()
+                    else:
+                        self._rest()
             commands, self._commands = list(self._commands), deque()
             if self._stopping:
                 return False
