@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     device_map: Literal["none", "auto", "balanced", "balanced_low_0", "sequential"] = Field(
         "none", description="How a model larger than one GPU lies over several, by transformers; replaces `device`."
     )
-    threads: int = Field(0, ge=0, description="CPU threads for the model; 0 takes all cores.")
+    threads: int = Field(0, ge=0, description="CPU threads for the model at most; 0 takes all cores.")
     starters: bool = Field(True, description="Register the bundled starter prompts when the backbone matches.")
 
     # limits of the engine

@@ -52,7 +52,7 @@ class Crew:
         apply: Callable[[int], None] = torch.set_num_threads,
     ) -> None:
         self._waits, self._clock, self._apply = waits, clock, apply
-        self._most = self.size = 1
+        self._most = self.size = 1  # others may read the size
         self._calm_s, self._retry_at = CALM_S, 0.0
         self._grown, self._good = (
             False,

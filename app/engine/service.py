@@ -210,7 +210,10 @@ class EngineService:
         self._send(lambda engine: engine.release(digest))
 
     def stats(self) -> EngineStats:
-        return self._engine.stats()
+        """The engine's, with the threads it computes with now."""
+        stats = self._engine.stats()
+        stats.threads = self._thread.threads
+        return stats
 
     def capabilities(self) -> Capabilities:
         return self._engine.capabilities()
@@ -220,7 +223,7 @@ class EngineService:
         return self._engine.max_context
 
     def set_threads(self, count: int) -> None:
-        """CPU threads of the model, from its next step on."""
+        """CPU threads of the model, from its next step on: as many at most, fewer while others want the cores."""
         self._thread.set_threads(count)
 
     @asynccontextmanager

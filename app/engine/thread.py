@@ -66,6 +66,11 @@ class EngineThread:
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
+    @property
+    def threads(self) -> int:
+        """How many compute now."""
+        return self._crew.size
+
     def send(self, *commands: Command) -> None:
         """Have commands carried out on the engine's thread before its next step."""
         with self._wake:

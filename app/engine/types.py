@@ -168,6 +168,7 @@ class EngineStats:
     prefix_bytes: int = 0
     resident_prompts: int = 0
     resident_bytes: int = 0
+    threads: int = 0
     prefill_rows: Tally = field(default_factory=_sizes)
     prefill_prompts: Tally = field(default_factory=_sizes)
     decode_rows: Tally = field(default_factory=_sizes)

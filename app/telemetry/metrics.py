@@ -42,6 +42,7 @@ ENGINE: Mapping[str, str] = {
     "prefix_bytes": "prefix_cache_bytes",
     "resident_prompts": "prompts_resident",
     "resident_bytes": "prompts_resident_bytes",
+    "threads": "engine_threads",
 }
 
 # The engine's histograms: exported name, then phase (empty where there is none) and field of its statistics.

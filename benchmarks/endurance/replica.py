@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.running import free_port, wait_until_ready
@@ -15,12 +15,19 @@ START_S = 600.0  # on a machine whose cores are all taken
 
 
 class Replica:
-    """`chorus serve` on a port of its own, that can be stopped as a cluster stops it, and started anew. What it says
-    goes to `log`."""
+    """`chorus serve` on a port of its own, or another `program` of Python's like it, that can be stopped as a cluster
+    stops it, and started anew. What it says goes to `log`."""
 
-    def __init__(self, data_dir: Path, log: Path, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        log: Path,
+        settings: Mapping[str, str],
+        *,
+        program: Sequence[str] = ("-m", "app", "serve"),
+    ) -> None:
         self.port = free_port()
-        self._log = log.open("w")
+        self._program, self._log = program, log.open("w")
         self._settings = {**settings, "CHORUS_DATA_DIR": str(data_dir), "CHORUS_PORT": str(self.port)}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -31,8 +38,9 @@ class Replica:
     def start(self) -> None:
         """Returns when it is ready."""
         environment = {**os.environ, **self._settings}
-        command = [sys.executable, "-m", "app", "serve"]
-        self._process = subprocess.Popen(command, env=environment, stdout=self._log, stderr=self._log)
+        self._process = subprocess.Popen(
+            [sys.executable, *self._program], env=environment, stdout=self._log, stderr=self._log
+        )
         wait_until_ready(self.url, self._process, timeout_s=START_S)
 
     def stop(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.backbone import Backbone
-from app.engine import EngineConfig, EngineService
+from app.engine import EngineConfig, EngineService, crew
 from app.engine.board import FlightBoard
 from app.engine.load import DrainRate
 from app.errors import (
@@ -203,6 +203,18 @@ async def test_request_the_engine_cannot_take_fails_alone_and_the_engine_goes_on
                 await service.answer(prompt, {"text": "a"}, decoding=LONG, timeout_s=60)
         service.set_threads("two")  # type: ignore[arg-type]
         assert (await service.answer(prompt, {"text": "a"}, decoding=Decoding(max_tokens=2), timeout_s=60)).token_ids
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_statistics_tell_how_many_threads_compute(
+    llama: Backbone, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(crew, "CROWDED", float("inf"))
+    prompt = make_prompt(llama, TEMPLATES[0])
+    async with serving(llama) as service:
+        service.set_threads(count)
+        await service.answer(prompt, {"text": "a"}, decoding=Decoding(max_tokens=2), timeout_s=60)
+        assert service.stats().threads == count
 
 
 def _refuse(*_: object) -> None:
