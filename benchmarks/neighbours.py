@@ -69,11 +69,11 @@ Measured = dict[tuple[int, str], list[tuple[Run, Run]]]
 
 
 def measured(neighbours: Sequence[int], rounds: int, seconds: float) -> Measured:
-    """All loads in rounds that take turns. Exits when a request failed."""
+    """All loads, both sides in turns. Exits when a request failed."""
     found: Measured = {(number, kind): [] for number in neighbours for kind in LOADS}
     with _replicas() as urls:
-        for turn in range(rounds):
-            for number, kind in found:
+        for number, kind in found:
+            for turn in range(rounds):
                 order = (FIXED, SHRINKING) if turn % 2 else (SHRINKING, FIXED)
                 with _busy(number):
                     runs = {side: asyncio.run(_load(urls[side], LOADS[kind], seconds)) for side in order}

@@ -21,8 +21,9 @@ Waits = Mapping[int, int]
 CROWDED = 0.4
 """The share of its time that a thread of a team may wait for a core; beyond it the team is too large. Measured on two
 cores with a team of two: 0.02–0.3 under loads from the same machine, 0.5 beside one neighbour that computes."""
-WINDOW_S = 0.1
-CALM_S, LONGEST_CALM_S = 1.0, 30.0
+WINDOW_S, WINDOWS = 0.1, 2
+"""A team in calm is too large after so many crowded windows in a row; one that was just changed after one."""
+CALM_S, LONGEST_CALM_S = 1.0, 10.0
 """How long a team that was too large stays smaller before a larger one is tried; doubled by each try in vain."""
 TRIAL = 3
 """Windows in which a team that has grown may show itself too large for the try to have been in vain."""
@@ -54,10 +55,8 @@ class Crew:
         self._waits, self._clock, self._apply = waits, clock, apply
         self._most = self.size = 1  # others may read the size
         self._calm_s, self._retry_at = CALM_S, 0.0
-        self._grown, self._good = (
-            False,
-            0,
-        )  # whether the team was smaller before; windows since in which it was not crowded
+        self._grown = False  # whether the team was smaller before
+        self._good = self._bad = 0  # windows at this size that were not crowded; crowded ones, the last in a row
         self._window: tuple[float, Waits] | None = None
 
     def set_most(self, most: int) -> None:
@@ -75,10 +74,11 @@ class Crew:
         if self.size > 1 and (self._window is None or now - self._window[0] >= WINDOW_S):
             before, self._window = self._window, (now, self._waits())
             if before is not None:
-                if _longest_share(before, self._window) > CROWDED:
+                crowded = _longest_share(before, self._window) > CROWDED
+                self._good, self._bad = (self._good, self._bad + 1) if crowded else (self._good + 1, 0)
+                if self._bad == WINDOWS:
                     self._shrink(now)
                     return
-                self._good += 1
         if self.size < self._most and now >= self._retry_at and (self._good or self.size == 1):
             self._resize(self.size + 1, grown=True)
 
@@ -89,7 +89,8 @@ class Crew:
         self._resize(self.size - (1 if in_vain else max(1, self.size // 4)))
 
     def _resize(self, size: int, *, grown: bool = False) -> None:
-        self.size, self._grown, self._good, self._window = size, grown, 0, None
+        self.size, self._grown, self._window = size, grown, None
+        self._good, self._bad = 0, WINDOWS - 1
         self._apply(size)
 
 
