@@ -13,9 +13,8 @@ import asyncio
 import multiprocessing
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -24,7 +23,7 @@ from app.cli.bench.load import Budget, Load
 from app.cli.bench.outcomes import Run
 from app.cli.bench.wire import Wire
 from app.engine import crew
-from benchmarks.endurance.replica import Replica
+from benchmarks.endurance.replica import SERVE, replicas
 from benchmarks.endurance.site import (
     CLIENTS,
     STARTERS,
@@ -35,7 +34,6 @@ from benchmarks.endurance.site import (
     ms,
     open_store,
     publish_text_task,
-    redis_url,
     until_answered,
 )
 from benchmarks.engine.pairs import spread
@@ -92,22 +90,14 @@ async def _load(url: str, tasks: Sequence[str], seconds: float) -> Run:
 @contextmanager
 def _replicas() -> Iterator[list[str]]:
     """Addresses of the two servers, the fixed one first."""
-    programs = (("-m", "benchmarks.neighbours", "--fixed"), ("-m", "app", "serve"))
-    with running_service() as running, open_store(running) as store, ExitStack() as stack:
+    with running_service() as running, open_store(running) as store:
         for name in TEXTS:
             publish_text_task(running, store, name, tokens=TOKENS)
-        settings = {"CHORUS_REDIS_URL": redis_url(running), "CHORUS_BLOB_DIR": str(running.data_dir / "blobs")}
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chorus-neighbours-")))
-        urls = []
-        for number, program in enumerate(programs):
-            home = folder / str(number)
-            home.mkdir()
-            one = stack.enter_context(closing(Replica(home, home / "replica.log", settings, program=program)))
-            one.start()
-            for name in (*STARTERS, *TEXTS):
-                until_answered(one.url, name)
-            urls.append(one.url)
-        yield urls
+        with replicas(running, (("-m", "benchmarks.neighbours", "--fixed"), SERVE)) as both:
+            for one in both:
+                for name in (*STARTERS, *TEXTS):
+                    until_answered(one.url, name)
+            yield [one.url for one in both]
 
 
 @contextmanager

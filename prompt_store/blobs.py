@@ -66,7 +66,7 @@ class BlobStore:
         """Store `data` durably and return its digest.
 
         A blob that is there already is verified and touched, so that its grace time begins anew; if its bytes have
-        rotted they are replaced. Raises InvalidBlob when too large, StorageFull or StorageFailed when the disk refuses.
+        rotted they are replaced. Raises InvalidBlob when too large, StorageFailed when the disk refuses.
         """
         if len(data) > self.max_bytes:
             raise InvalidBlob(f"{len(data)} bytes, the limit is {self.max_bytes}")

@@ -19,8 +19,8 @@
     ├── CorruptRecord          a record file whose seal is broken: `fsck` names it, `rebuild` writes it anew
     ├── InvalidManifest        a saved snapshot that cannot be trusted; there is nothing to fall back to but the server
     └── StoreUnavailable       metadata server or blob directory out of reach; the same call may work later
-        ├── StorageFull        there is no room for a blob or a record file
-        ├── StorageFailed      the disk with them cannot be read or written: it is read-only, or broken
+        ├── StorageFailed      the disk of blobs and record files cannot be read or written: it is read-only, or broken
+        │   └── StorageFull    it has no room
         └── StoreBehind        the metadata server has forgotten writes that the record files hold: rebuild first
 
 Every error has a stable `code`, a message for people, and `param`, the field or name it is about.
@@ -116,12 +116,12 @@ class StoreUnavailable(StoreError):
     code = "store_unavailable"
 
 
-class StorageFull(StoreUnavailable):
-    code = "storage_full"
-
-
 class StorageFailed(StoreUnavailable):
     code = "storage_failed"
+
+
+class StorageFull(StorageFailed):
+    code = "storage_full"
 
 
 class StoreBehind(StoreUnavailable):

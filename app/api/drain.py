@@ -28,7 +28,7 @@ class Drain:
 
     @property
     def overdue(self) -> bool:
-        return self._began_at is not None and time.monotonic() - self._began_at >= self.limit_s
+        return self.draining and not self.left_of(self.limit_s)
 
     def left_of(self, seconds: float) -> float:
         """What is left of the drain's first `seconds`; 0 before it began, too."""

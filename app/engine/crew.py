@@ -19,8 +19,8 @@ Waits = Mapping[int, int]
 """Nanoseconds for which each thread, by its native id, has waited for a core since it began."""
 
 CROWDED = 0.4
-"""The share of its time that a thread of a team may wait for a core; beyond it the team is too large. Measured on two
-cores with a team of two: 0.02–0.3 under loads from the same machine, 0.5 beside one neighbour that computes."""
+"""The share of its time that a thread of a team may wait for a core; beyond it the team is too large. Who has a core
+to himself but for short interruptions waits for less, who shares one with a neighbour that computes for half."""
 WINDOW_S, WINDOWS = 0.1, 2
 """A team in calm is too large after so many crowded windows in a row; one that was just changed after one."""
 CALM_S, LONGEST_CALM_S = 1.0, 10.0

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+import torch
+
 from app.backbone.freed_memory import give_back_freed_memory
 from app.engine.crew import Crew
 from app.engine.engine import Engine
@@ -109,8 +111,7 @@ class EngineThread:
         return await done
 
     def _run(self) -> None:
-        if self._threads:
-            self._crew.set_most(self._threads)
+        self._crew.set_most(self._threads or torch.get_num_threads())
         while self._take_commands():
             try:
                 events = self._engine.step()

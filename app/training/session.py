@@ -39,7 +39,7 @@ from app.training.searching import Search
 from app.training.sources import read_version
 from app.training.surroundings import SAMPLE_ROWS
 from app.training.trainer import Interrupted, Outcome, Trainer
-from prompt_store import PromptStore, StorageFailed, StorageFull, StoreUnavailable
+from prompt_store import PromptStore, StorageFailed, StoreUnavailable
 
 T = TypeVar("T")
 
@@ -301,7 +301,7 @@ class Session:
         """What was committed is a version, also where the disk failed between the commit and its record file."""
         try:
             return self._patiently(lambda: publisher.publish(*trained))
-        except (StorageFull, StorageFailed):
+        except StorageFailed:
             versions = self._patiently(lambda: self._context.store.find_publications(self._job_id))
             if not versions:
                 raise
@@ -309,7 +309,7 @@ class Session:
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """The call's result, asked for again while Redis is away or the disk refuses. Every call made so may be
-        repeated without harm. Raises Interrupted, StorageFull, StorageFailed."""
+        repeated without harm. Raises Interrupted, StorageFailed."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -318,7 +318,7 @@ class Session:
                 if self._context.stop.is_set():
                     raise Interrupted from None
                 if time.monotonic() > deadline:
-                    if isinstance(error, StorageFull | StorageFailed):
+                    if isinstance(error, StorageFailed):
                         raise
                     raise Interrupted from None
                 time.sleep(RETRY_S)

@@ -6,11 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from benchmarks.running import free_port, wait_until_ready
+from benchmarks.endurance.site import redis_url
+from benchmarks.running import Running, free_port, wait_until_ready
 
+SERVE = ("-m", "app", "serve")
 START_S = 600.0  # on a machine whose cores are all taken
 
 
@@ -24,7 +28,7 @@ class Replica:
         log: Path,
         settings: Mapping[str, str],
         *,
-        program: Sequence[str] = ("-m", "app", "serve"),
+        program: Sequence[str] = SERVE,
     ) -> None:
         self.port = free_port()
         self._program, self._log = program, log.open("w")
@@ -54,3 +58,18 @@ class Replica:
             self._process.kill()
             self._process.wait()
         self._log.close()
+
+
+@contextmanager
+def replicas(running: Running, programs: Sequence[Sequence[str]], **settings: str) -> Iterator[list[Replica]]:
+    """One for each program, started, on the registry of a service, with data folders of their own."""
+    shared = {"CHORUS_REDIS_URL": redis_url(running), "CHORUS_BLOB_DIR": str(running.data_dir / "blobs")}
+    with tempfile.TemporaryDirectory(prefix="chorus-replicas-") as folder, ExitStack() as stack:
+        started = []
+        for number, program in enumerate(programs):
+            home = Path(folder) / str(number)
+            home.mkdir()
+            one = Replica(home, home / "replica.log", shared | settings, program=program)
+            started.append(stack.enter_context(closing(one)))
+            one.start()
+        yield started

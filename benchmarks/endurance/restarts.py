@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from app.cli.bench.load import Budget, Load
 from app.cli.bench.outcomes import Run
 from app.cli.bench.wire import Wire
 from benchmarks.endurance.proxy import Proxy
-from benchmarks.endurance.replica import Replica
+from benchmarks.endurance.replica import SERVE, Replica, replicas
 from benchmarks.endurance.site import (
     CLIENTS,
     STARTERS,
@@ -24,9 +21,7 @@ from benchmarks.endurance.site import (
     ms,
     open_store,
     publish_text_task,
-    redis_url,
     told,
-    unfinished,
     until_answered,
 )
 from benchmarks.endurance.verdict import Found, Section, section
@@ -51,11 +46,6 @@ class Rolled(NamedTuple):
     def streams(self) -> int:
         return sum(one.first is not None and one.codes == (None,) for one in self.run.outcomes)
 
-    @property
-    def lost(self) -> Counter[str]:
-        """What clients did not get, or not to its end, by its code or `finish_reason`."""
-        return codes_of(self.run) + unfinished(self.run)
-
 
 def run(restarts: int) -> Section:
     """The page's section."""
@@ -63,34 +53,28 @@ def run(restarts: int) -> Section:
         for names, tokens in ((TEXTS, TOKENS), (LONG_TEXTS, LONG_TOKENS)):
             for name in names:
                 publish_text_task(running, store, name, tokens=tokens)
-        settings = {"CHORUS_REDIS_URL": redis_url(running), "CHORUS_BLOB_DIR": str(running.data_dir / "blobs")}
-        with _replicas(settings) as replicas:
-            whole = asyncio.run(_roll(replicas, (*STARTERS, *TEXTS), restarts))
-        with _replicas(settings | {"CHORUS_DRAIN_S": str(SHORT_S)}) as replicas:
-            short = asyncio.run(_roll(replicas, LONG_TEXTS, max(4, restarts // 5)))
+        with replicas(running, (SERVE, SERVE)) as both:
+            whole = asyncio.run(_roll(_answering(both), (*STARTERS, *TEXTS), restarts))
+        with replicas(running, (SERVE, SERVE), CHORUS_DRAIN_S=str(SHORT_S)) as both:
+            short = asyncio.run(_roll(_answering(both), LONG_TEXTS, max(4, restarts // 5)))
     return verdict(whole, short)
 
 
-@contextmanager
-def _replicas(settings: dict[str, str]) -> Iterator[list[Replica]]:
-    with tempfile.TemporaryDirectory(prefix="chorus-restarts-") as folder, ExitStack() as stack:
-        replicas = []
-        for home in (Path(folder) / name for name in "ab"):
-            home.mkdir()
-            replicas.append(stack.enter_context(closing(Replica(home, home / "replica.log", settings))))
-            replicas[-1].start()
-            for name in (*TEXTS, *LONG_TEXTS):
-                until_answered(replicas[-1].url, name)
-        yield replicas
+def _answering(both: list[Replica]) -> list[Replica]:
+    """The replicas, as soon as they know all tasks."""
+    for one in both:
+        for name in (*TEXTS, *LONG_TEXTS):
+            until_answered(one.url, name)
+    return both
 
 
-async def _roll(replicas: Sequence[Replica], tasks: Sequence[str], restarts: int) -> Rolled:
-    async with Proxy([one.port for one in replicas]) as proxy, Wire(f"http://127.0.0.1:{proxy.port}", None) as wire:
+async def _roll(both: Sequence[Replica], tasks: Sequence[str], restarts: int) -> Rolled:
+    async with Proxy([one.port for one in both]) as proxy, Wire(f"http://127.0.0.1:{proxy.port}", None) as wire:
         load = Load(wire, load_of(*tasks, streamed=STREAMED))
         asking = asyncio.create_task(load.closed(CLIENTS, Budget(seconds=24 * 3600, requests=None)))
         exits: Counter[int] = Counter()
         for turn in range(restarts):
-            one = replicas[turn % 2]
+            one = both[turn % 2]
             exits[await asyncio.to_thread(one.stop)] += 1
             await asyncio.to_thread(one.start)
         asking.cancel()
@@ -100,10 +84,8 @@ async def _roll(replicas: Sequence[Replica], tasks: Sequence[str], restarts: int
 
 def verdict(whole: Rolled, short: Rolled) -> Section:
     """`whole` had the time to finish what ran, `short` had not."""
-    answered, lost = answered_s(whole.run), whole.lost
-    cut, silent = Counter({kind: short.lost[kind] for kind in (CUT, DRAIN)}), Counter(short.lost)
-    for kind in (CUT, DRAIN):
-        del silent[kind]
+    answered, lost, silent = answered_s(whole.run), codes_of(whole.run), codes_of(short.run)
+    cut = Counter({kind: silent.pop(kind) for kind in (CUT, DRAIN) if kind in silent})
     unexplained = short.failed - Counter({f"503 {CUT}": short.failed[f"503 {CUT}"]})
     restarts = whole.exits.total()
     found = [
@@ -119,7 +101,7 @@ def verdict(whole: Rolled, short: Rolled) -> Section:
             "all with 0",
             short.exits[0] == short.exits.total(),
         ),
-        Found("cut off, and told so", f"{told(+cut)} of {len(short.run.outcomes)}", "some", cut.total() > 0),
+        Found("cut off, and told so", f"{told(cut)} of {len(short.run.outcomes)}", "some", bool(cut)),
         Found("cut off without a word", told(silent | unexplained), "0", not silent and not unexplained),
     ]
     return section(

@@ -24,7 +24,6 @@ from prompt_store import BackboneRef, Decoding, PromptMeta, PromptStore, TaskSpe
 CLIENTS = 4
 STARTERS = ("sentiment", "topic", "subjectivity", "question-type")
 VIRTUAL, TOKENS, WORDS = 20, 16, 24
-FINISHED = ("stop", "length", "label")
 _numbers = itertools.count()
 
 
@@ -99,13 +98,6 @@ def codes_of(run: Run) -> Counter[str]:
     """How often a row failed with which code. A stream that broke off without its last event has one: `stream_cut`
     or `connection_lost`."""
     return Counter(code for one in run.outcomes for code in one.codes if code is not None)
-
-
-def unfinished(run: Run) -> Counter[str]:
-    """How often a row was answered with less than there would have been, by its `finish_reason`: its deadline had come,
-    or its replica stopped."""
-    rows = (row for one in run.outcomes for row in zip(one.codes, one.reasons, strict=False))
-    return Counter(reason for code, reason in rows if code is None and reason is not None and reason not in FINISHED)
 
 
 def told(counts: Mapping[str, int]) -> str:

@@ -70,10 +70,7 @@ class Churned(NamedTuple):
 
 def run(seconds: float) -> Section:
     """The page's section."""
-    with (
-        running_service(CHORUS_PROMPT_CACHE_MB="8") as running,
-        open_store(running) as store,
-    ):
+    with running_service(CHORUS_PROMPT_CACHE_MB="8") as running, open_store(running) as store:
         for number in range(TASKS):
             publish_text_task(running, store, f"soak-{number}", tokens=TOKENS)
             until_answered(running.url, f"soak-{number}")

@@ -21,6 +21,7 @@ READ_S = 660.0  # the service ends every request within its own deadline; this o
 MAX_IN_FLIGHT = 1024  # an open loop beyond this starts late, and says so
 PAUSE_S = 0.5  # after a connection failed
 DONE = b"data: [DONE]"
+CUT_SHORT = ("timeout", "drain", "cancelled", "error")
 
 
 class Budget:
@@ -155,7 +156,6 @@ def _read(reply: Reply, content: bytes, outcome: Outcome) -> None:
     outputs = body.get("outputs")
     if reply.status == 200 and isinstance(outputs, list) and len(outputs) == len(outcome.refs):
         outcome.codes = tuple(_code(output) for output in outputs)
-        outcome.reasons = tuple(output.get("finish_reason") for output in outputs)
         outcome.tokens = sum(_completion(output) for output in outputs)
         return
     error = body.get("error")
@@ -165,14 +165,16 @@ def _read(reply: Reply, content: bytes, outcome: Outcome) -> None:
 
 def _settle(last: dict[str, Any], outcome: Outcome) -> None:
     """A stream by its last event; one that ends without a reason was cut."""
-    outcome.reasons = (last.get("finish_reason"),)
-    outcome.codes = (_code(last) or (None if outcome.reasons[0] else "stream_cut"),)
+    outcome.codes = (_code(last) or (None if last.get("finish_reason") else "stream_cut"),)
     outcome.tokens = _completion(last)
 
 
 def _code(output: dict[str, Any]) -> str | None:
-    error = output.get("error")
-    return str(error.get("code", "error")) if isinstance(error, dict) else None
+    """Why a row failed: its error, or why it has less than there would have been."""
+    error, reason = output.get("error"), output.get("finish_reason")
+    if isinstance(error, dict):
+        return str(error.get("code", "error"))
+    return str(reason) if reason in CUT_SHORT else None
 
 
 def _completion(output: dict[str, Any]) -> int:

@@ -15,7 +15,8 @@ SHARES = (0.5, 0.9, 0.99)
 class Outcome:
     """One request, times on one monotonic clock in seconds. `due` is when it had to start: latency counts from there,
     so that a load that falls behind cannot hide what its callers would have felt. `codes` has the error of each row
-    (None: answered), `reasons` why each ended, where it was told; `gaps` the seconds between the events of a stream."""
+    (None: answered), or the `finish_reason` of one that was cut short; `gaps` the seconds between the events of a
+    stream."""
 
     refs: tuple[str, ...]
     due: float
@@ -23,7 +24,6 @@ class Outcome:
     ended: float = 0.0
     first: float | None = None
     codes: tuple[str | None, ...] = ()
-    reasons: tuple[str | None, ...] = ()
     tokens: int = 0
     gaps: list[float] = field(default_factory=list)
     retry_after_s: float | None = None

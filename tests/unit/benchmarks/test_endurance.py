@@ -86,12 +86,9 @@ def outcomes(*codes: str | None, took_s: float = 0.1, stream: bool = False) -> R
     return Run([Outcome(("a",), 0, 0, took_s, 0.05 if stream else None, codes=(code,)) for code in codes])
 
 
-def rolled(*codes: str | None, exits: int = 0, reason: str = "stop", **failed: int) -> Rolled:
+def rolled(*codes: str | None, exits: int = 0, **failed: int) -> Rolled:
     kinds = Counter({kind.replace("_", " "): count for kind, count in failed.items()})
-    run = outcomes(*codes, stream=True)
-    for one in run.outcomes:
-        one.reasons = (reason,)
-    return Rolled(run, Counter({exits: 4}), Counter(), kinds)
+    return Rolled(outcomes(*codes, stream=True), Counter({exits: 4}), Counter(), kinds)
 
 
 CUT = rolled(None, "cut_off")
@@ -100,7 +97,7 @@ CUT = rolled(None, "cut_off")
 def test_restarts_that_lose_nothing_and_tell_what_they_cut_meet_their_goals() -> None:
     told_by_proxy = Rolled(CUT.run, CUT.exits, Counter(), Counter({"503 cut_off": 1}))
     assert restarts.verdict(rolled(None, None), told_by_proxy).missed == ()
-    assert restarts.verdict(rolled(None, None), rolled(None, reason="drain")).missed == ()
+    assert restarts.verdict(rolled(None, None), rolled("drain")).missed == ()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +108,7 @@ def test_restarts_that_lose_nothing_and_tell_what_they_cut_meet_their_goals() ->
         (rolled(None, hung_up=2), CUT, "failed, as the proxy saw it: 2 hung up"),
         (rolled(None, exits=1), CUT, "restarts: 4 with status 1"),
         (rolled(None), rolled(None, "cut_off", exits=-9), "4 restarts that leave 0 s to what runs: 4 with status -9"),
-        (rolled(None, reason="drain"), CUT, "failed, as the clients saw it: 1 drain"),
+        (rolled(None, "drain"), CUT, "failed, as the clients saw it: 1 drain"),
         (rolled(None), rolled(None), "cut off, and told so: 0 of 1"),
         (rolled(None), rolled(None, "cut_off", "stream_cut"), "cut off without a word: 1 stream_cut"),
         (rolled(None), rolled(None, "cut_off", hung_up=1), "cut off without a word: 1 hung up"),

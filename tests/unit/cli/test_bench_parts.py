@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import random
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from app.cli.bench import load
 from app.cli.bench.load import Budget, arrivals
 from app.cli.bench.outcomes import Outcome, Run, percentile, spread, summarise
 from app.cli.bench.report import show
 from app.cli.bench.service import parse_sums, work_between
+from app.cli.bench.wire import Reply
 from app.cli.bench.workload import Target, Workload, parse_weights, rows_for
 from app.cli.errors import CliError
 from app.cli.output import Output
@@ -204,3 +207,21 @@ def test_report_fits_80_columns_and_says_what_went_wrong(
     document["service"] = None
     show(document, Output())
     assert "The engine's side is unknown" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("output", "code"),
+    [
+        ({"finish_reason": "length"}, None),
+        ({"finish_reason": "label"}, None),
+        ({"finish_reason": "drain"}, "drain"),
+        ({"finish_reason": "timeout"}, "timeout"),
+        ({"finish_reason": "drain", "error": {"code": "cut_off"}}, "cut_off"),
+    ],
+)
+def test_text_that_was_cut_short_has_failed(output: dict[str, Any], code: str | None) -> None:
+    whole, streamed = (Outcome(("a",), 0.0, 0.0) for _ in range(2))
+    reply = Reply(b"HTTP/1.1 200 OK\r\n\r\n", cast(asyncio.StreamReader, None))
+    load._read(reply, json.dumps({"outputs": [output]}).encode(), whole)
+    load._settle(output, streamed)
+    assert (whole.codes, streamed.codes) == ((code,), (code,))

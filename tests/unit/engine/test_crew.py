@@ -24,6 +24,7 @@ class Machine:
         self.sizes = list[int]()
         self.told = True
         self.crew = Crew(waits=self._waits, clock=lambda: self.now, apply=self.sizes.append)
+        self.crew.set_most(cores)
 
     def work(self, seconds: float) -> int:
         """The size of the team after so long."""
@@ -47,7 +48,6 @@ class Machine:
 @pytest.mark.parametrize("cores", [2, 16])
 def test_team_stays_whole_while_all_have_cores(cores: int) -> None:
     machine = Machine(cores)
-    machine.crew.set_most(cores)
     machine.work(10)
     assert machine.sizes == [cores]
 
@@ -55,7 +55,6 @@ def test_team_stays_whole_while_all_have_cores(cores: int) -> None:
 @pytest.mark.parametrize(("cores", "neighbours"), [(2, 1), (2, 2), (16, 1), (16, 9), (16, 16)])
 def test_team_shrinks_beside_neighbours_until_its_members_have_cores(cores: int, neighbours: int) -> None:
     machine = Machine(cores)
-    machine.crew.set_most(cores)
     machine.neighbours = neighbours
     size = machine.work(3)
     assert 1 <= size <= max(1, cores - neighbours)
@@ -64,14 +63,30 @@ def test_team_shrinks_beside_neighbours_until_its_members_have_cores(cores: int,
 
 def test_team_on_two_cores_shrinks_within_two_windows() -> None:
     machine = Machine(2)
-    machine.crew.set_most(2)
     machine.neighbours = 1
     assert machine.work(2 * WINDOW_S + 2 * STEP_S) == 1
 
 
+def test_team_in_calm_shrinks_within_three_windows() -> None:
+    machine = Machine(2)
+    machine.work(1)
+    machine.neighbours = 1
+    assert machine.work(3 * WINDOW_S + 3 * STEP_S) == 1
+
+
+def test_team_in_calm_does_not_shrink_for_one_crowded_window() -> None:
+    machine = Machine(2)
+    machine.work(1)
+    for _ in range(10):
+        machine.neighbours = 1
+        machine.work(WINDOW_S)
+        machine.neighbours = 0
+        machine.work(3 * WINDOW_S)
+    assert machine.sizes == [2]
+
+
 def test_team_is_whole_again_when_neighbours_have_gone() -> None:
     machine = Machine(4)
-    machine.crew.set_most(4)
     machine.neighbours = 3
     machine.work(5)
     machine.neighbours = 0
@@ -80,7 +95,6 @@ def test_team_is_whole_again_when_neighbours_have_gone() -> None:
 
 def test_larger_team_is_tried_ever_more_seldom_while_neighbours_stay() -> None:
     machine = Machine(2)
-    machine.crew.set_most(2)
     machine.neighbours = 1
     machine.work(1)
     assert 2 <= machine.tries(10) <= 4
@@ -90,7 +104,6 @@ def test_larger_team_is_tried_ever_more_seldom_while_neighbours_stay() -> None:
 
 def test_neighbour_who_comes_after_long_calm_is_not_taken_for_the_last_one() -> None:
     machine = Machine(2)
-    machine.crew.set_most(2)
     machine.neighbours = 1
     machine.work(60)
     machine.neighbours = 0
@@ -103,7 +116,6 @@ def test_neighbour_who_comes_after_long_calm_is_not_taken_for_the_last_one() -> 
 
 def test_new_limit_counts_at_once_and_is_not_exceeded() -> None:
     machine = Machine(4)
-    machine.crew.set_most(4)
     machine.crew.set_most(2)
     assert machine.work(LONGEST_CALM_S) == 2
     machine.crew.set_most(3)
@@ -112,7 +124,6 @@ def test_new_limit_counts_at_once_and_is_not_exceeded() -> None:
 
 def test_time_without_work_is_not_measured() -> None:
     machine = Machine(2)
-    machine.crew.set_most(2)
     machine.work(1)
     machine.now, machine.waited = machine.now + 60, machine.waited + 59
     machine.crew.pause()
@@ -123,7 +134,6 @@ def test_time_without_work_is_not_measured() -> None:
 def test_team_stays_whole_where_the_system_does_not_tell() -> None:
     machine = Machine(2)
     machine.told = False
-    machine.crew.set_most(2)
     machine.neighbours = 2
     machine.work(5)
     assert machine.sizes == [2]
