@@ -2,8 +2,9 @@
 
     python -m benchmarks.methods --data DIR [--time-box MINUTES] [--only sst2 …] [--work FOLDER] [--write docs/results]
 
-DIR holds sst2, snli, ag_news, trec, subj, qqp and e2e as JSON lines. Six sets have labels and all contestants; e2e is
-text to write, for prompts, prefixes and weights; plain prompts are taken apart (length, start, rate, rows) on two sets.
+DIR holds sst2, snli, ag_news, trec, subj, qqp, e2e and disease_ontology as JSON lines. Six sets have labels and all
+contestants, and so have two tasks cut from sets that pretraining never sees (`benchmarks/unseen.py`); e2e is text to
+write, for prompts, prefixes and weights; plain prompts are taken apart (length, start, rate, rows) on two sets.
 Every run is written to FOLDER when it ends, and the same command goes on with what is missing. `--page` only writes the
 page of what is there.
 """
@@ -29,8 +30,10 @@ from app.compare.run import Wanted, conditions, run
 from app.compare.tasks import Limits, TaskFiles
 from benchmarks.methods_goals import goals
 from benchmarks.starters import RECIPES
+from benchmarks.unseen import CUTS, files_of, write_rows
 
 LABELLED = ("sst2", "trec", "subj", "ag_news", "snli", "qqp")
+CUT = tuple(cut.name for cut in CUTS)
 WRITTEN = "e2e"
 TAKEN_APART = ("sst2", "trec")
 AXES = ("length", "init", "rate", "rows")
@@ -52,7 +55,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
     parser.add_argument("--work", type=Path, default=Path(".comparing"), help="folder for the cells")
     parser.add_argument("--write", type=Path, default=Path("docs/results"), help="folder for page, document, pictures")
-    parser.add_argument("--only", action="append", choices=[*LABELLED, WRITTEN], help="only this set; repeat it")
+    parser.add_argument("--only", action="append", choices=[*LABELLED, *CUT, WRITTEN], help="only this set; repeat it")
     parser.add_argument("--methods", help="names with commas between; all unless given")
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--backbone", action="append", default=[], help="another model, for plain prompts by backbone")
@@ -66,6 +69,7 @@ def main() -> None:
         names = tuple(arguments.methods.split(","))
         every = [replace(one, wanted=replace(one.wanted, methods=names)) for one in every]
     if not arguments.page:
+        write_rows(arguments.data, cut_folder(arguments.work))
         for part in every:
             finished = run(replace(part.wanted, deadline=deadline), tell=tell)
             if not finished:
@@ -97,13 +101,23 @@ def parts(
             backbones=backbones,
         )
         found.append(Part(folder, wanted))
+    cut = [one for one in CUTS if not only or one.name in only]
+    if cut:
+        files = [files_of(one, cut_folder(work)) for one in cut]
+        folder = "unseen" if len(cut) == len(CUTS) else "-".join(one.name for one in cut)
+        found.append(Part(folder, Wanted(files, model, BUDGET, LABEL_LIMITS, work / folder)))
     if not only or WRITTEN in only:
-        files = TaskFiles(
+        text = TaskFiles(
             name=WRITTEN, data=data / WRITTEN / "train.jsonl", dev=data / WRITTEN / "dev.jsonl",
             test=data / WRITTEN / "test.jsonl", template="<prompt:20>{input}\nDescription:",
         )  # fmt: skip
-        found.append(Part(WRITTEN, Wanted([files], model, BUDGET, TEXT_LIMITS, work / WRITTEN, WRITERS)))
+        found.append(Part(WRITTEN, Wanted([text], model, BUDGET, TEXT_LIMITS, work / WRITTEN, WRITERS)))
     return found
+
+
+def cut_folder(work: Path) -> Path:
+    """Where the rows that are cut for the comparison lie."""
+    return work / "rows"
 
 
 def labels_of(data: Path, name: str) -> TaskFiles:

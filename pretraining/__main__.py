@@ -32,13 +32,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--work", type=Path, default=Path(".pretraining"), help="folder for what is made (.pretraining)")
     made.add_argument("--packed", type=Path, help="folder where another run packed the same texts (WORK)")
     made.add_argument("--recipe", type=Path, default=RECIPE, help="recipe file (pretraining/chorus.toml)")
-    made.add_argument("--out", type=Path, help="folder to write a model or its card to (WORK/export[-OBJECTIVE])")
+    made.add_argument("--out", type=Path, help="folder for a model or its card (WORK/export[-OBJECTIVE or -STEP])")
     made.add_argument("--prompts", type=Path, help="starter prompts tuned on the export, for its card")
     made.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads (as many as cores)")
     made.add_argument("--nice", type=int, default=0, help="be that much nicer to other processes, up to 19")
     made.add_argument("--device", default="auto", help="cpu, cuda, or auto (cuda if there is one)")
     made.add_argument("--until", type=int, help="stop training after this step")
-    made.add_argument("--after", metavar="OBJECTIVE", help="evaluate and export the model that had learnt this so far")
+    one = made.add_mutually_exclusive_group()
+    one.add_argument("--after", metavar="OBJECTIVE", help="evaluate and export the model that had learnt this so far")
+    one.add_argument("--at", type=int, metavar="STEP", help="evaluate and export the model of a step that was kept")
     made.add_argument("--last", action="store_true", help="evaluate and export the last weights, not their average")
     return made
 
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 def run_stage(stage: str, recipe: Recipe, arguments: argparse.Namespace) -> bool:
     """Whether the stage came to its end. Raises PretrainingError if it cannot be done."""
     place = Place(arguments.work, arguments.data, device_for(arguments.device), arguments.packed)
-    averaged, after = not arguments.last, arguments.after
+    averaged, after, at = not arguments.last, arguments.after, arguments.at
     if stage in ("tokenizer", "pack"):
         pack(stage, Texts(recipe, place.data, arguments.corpus), place)
     elif stage == "train":
@@ -71,25 +73,26 @@ def run_stage(stage: str, recipe: Recipe, arguments: argparse.Namespace) -> bool
             check_packed(Texts(recipe, place.data, arguments.corpus), place.packed)
         return Trainer(recipe, place, load_tokenizer(place.texts / "tokenizer")).run(arguments.until)
     elif stage == "evaluate":
-        model, step = trained_model(recipe, place, averaged=averaged, after=after)
+        model, step = trained_model(recipe, place, averaged=averaged, after=after, at=at)
         objectives = objectives_of(recipe, load_tokenizer(place.texts / "tokenizer"))
         result = evaluate(model.to(place.device), objectives, recipe, place)
         say(f"step {step}: {summary(result)}")
     elif stage == "export":
-        out = arguments.out or exported(place, after)
-        say(f"written to {export(recipe, place, out, averaged=averaged, after=after)}")
+        out = arguments.out or exported(place, after, at)
+        say(f"written to {export(recipe, place, out, averaged=averaged, after=after, at=at)}")
     else:
         say(f"written to {card(recipe, place, arguments)}")
     return True
 
 
-def exported(place: Place, after: str | None) -> Path:
-    return place.work / (f"export-{after}" if after else "export")
+def exported(place: Place, after: str | None, at: int | None) -> Path:
+    part = after or at
+    return place.work / (f"export-{part}" if part else "export")
 
 
 def card(recipe: Recipe, place: Place, arguments: argparse.Namespace) -> Path:
     """Of the model in `--out` where there is one, else of the export; into `--out`, else beside the weights."""
-    out, model = arguments.out, exported(place, arguments.after)
+    out, model = arguments.out, exported(place, arguments.after, arguments.at)
     if out and (out / "provenance.json").is_file():
         model = out
     return write_card(recipe, place, model, out or model, prompts=arguments.prompts)

@@ -21,17 +21,17 @@ MAX_BYTES = 64 * 2**20
 
 
 def trained_model(
-    recipe: Recipe, place: Place, *, averaged: bool = True, after: str | None = None
+    recipe: Recipe, place: Place, *, averaged: bool = True, after: str | None = None, at: int | None = None
 ) -> tuple[PreTrainedModel, int]:
     """The model of the newest checkpoint, fp32, and its step. `averaged`: the moving average, not the last weights.
-    `after`: as it was when it had learnt this objective, before the next.
+    `after`: as it was when it had learnt this objective, before the next. `at`: as it was after this step, instead.
 
     Raises WorkError if there is no such checkpoint, or it is of another shape.
     """
     ends = {stretch.objective: stretch.end for stretch in recipe.stretches()}
     if after is not None and after not in ends:
         raise WorkError(f"this recipe has no objective {after}; it has {', '.join(ends)}")
-    file = checkpoint_at(place.checkpoints, None if after is None else ends[after])
+    file = checkpoint_at(place.checkpoints, at if after is None else ends[after])
     state, tensors = read_checkpoint(file)
     vocabulary = read_json(place.texts / "tokenizer" / "state.json")["vocabulary"]
     model = kind_of_model(recipe).build_model(recipe, vocabulary)
@@ -46,13 +46,15 @@ def trained_model(
     return model.eval(), int(state["step"])
 
 
-def export(recipe: Recipe, place: Place, out: Path, *, averaged: bool = True, after: str | None = None) -> Path:
-    """Write the model folder `out`; one that is there is replaced once the new one is whole. `averaged` and `after` as
-    for `trained_model`.
+def export(
+    recipe: Recipe, place: Place, out: Path, *, averaged: bool = True, after: str | None = None, at: int | None = None
+) -> Path:
+    """Write the model folder `out`; one that is there is replaced once the new one is whole. `averaged`, `after` and
+    `at` as for `trained_model`.
 
     Raises WorkError if the weights are larger than `MAX_BYTES`.
     """
-    model, step = trained_model(recipe, place, averaged=averaged, after=after)
+    model, step = trained_model(recipe, place, averaged=averaged, after=after, at=at)
     beside = out.with_name(f".{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     model.config.use_cache = True

@@ -19,6 +19,8 @@ T = TypeVar("T")
 FAMILIES = {"causal": "causal", "masked": "masked", "spans": "seq2seq", "prefix": "seq2seq"}
 """The objectives, and of which kind of model each is."""
 
+_SAVING = ("log_every", "checkpoint_every", "keep_at", "evaluate_every")
+
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
@@ -120,6 +122,7 @@ class TrainRecipe:
     compile: bool = True
     log_every: int = 20
     checkpoint_every: int = 200
+    keep_at: tuple[float, ...] = ()  # shares of the steps whose checkpoints stay
     evaluate_every: int = 1000
 
 
@@ -172,6 +175,12 @@ class Recipe:
                 found.append(Stretch(objective, found[-1].end if found else 0, end))
         return tuple(found)
 
+    def kept_steps(self) -> set[int]:
+        """Steps whose checkpoints are never removed: the ends of stretches, and those the recipe names."""
+        return {stretch.end for stretch in self.stretches()} | {
+            round(share * self.train.steps) for share in self.train.keep_at
+        }
+
     def stretch_at(self, step: int) -> Stretch:
         """That of step `step`, from 0 up to but not including all steps."""
         return next(stretch for stretch in self.stretches() if step < stretch.end)
@@ -189,7 +198,7 @@ class Recipe:
     def training_key(self) -> dict[str, Any]:
         """What a checkpoint depends on: all but how often is looked and saved, so that those may change midway."""
         train = asdict(self.train)
-        for key in ("log_every", "checkpoint_every", "evaluate_every", "compile", "attention", "part_tokens"):
+        for key in (*_SAVING, "compile", "attention", "part_tokens"):
             del train[key]
         phases = [{**asdict(phase), "mixture": dict(phase.mixture)} for phase in self.phases]
         for phase in phases:
@@ -298,6 +307,7 @@ def _claims(recipe: Recipe) -> list[tuple[bool, str]]:
         (train.matrices in ("muon", "adamw"), "the optimizer of `matrices` is muon or adamw"),
         (train.part_tokens >= 0, "`part_tokens` must not be negative"),
         (train.attention in ("sdpa", "eager"), "the attention is sdpa or eager"),
+        (all(0 < share <= 1 for share in train.keep_at), "`keep_at` are shares of the steps"),
         (0 <= train.average < 1, "`average` must be at least 0 and below 1"),
     ]
 

@@ -59,7 +59,7 @@ class Trainer:
         self.step = 0
         self._saved = -1
         self._clipped = split_parameters(self.model)[1]
-        self._kept = {stretch.end for stretch in recipe.stretches()}
+        self._kept = recipe.kept_steps()
         self._losses: dict[str, Callable[..., Losses]] = {
             name: torch.compile(one.losses, dynamic=False) if recipe.train.compile else one.losses
             for name, one in self.objectives.items()  # shapes are few: one a phase

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from app.compare.cells import Cells
-from benchmarks.methods import BUDGET, LABELLED, joined, parts, write
+from benchmarks.methods import BUDGET, CUT, LABELLED, joined, parts, write
 from benchmarks.methods_goals import goals
 
 
@@ -29,13 +29,17 @@ def cells_of(folder: Path, name: str, budget: dict[str, Any]) -> None:
     made.put("result", (name, "full"), given=["a"] * 6 + ["b"] * 2, **costs)
 
 
-def test_parts_are_the_labelled_sets_together_and_the_text_alone(tmp_path: Path) -> None:
-    labels, text = parts(tmp_path, tmp_path / "w", "bundled")
+def test_parts_are_the_labelled_sets_together_the_unseen_ones_and_the_text_alone(tmp_path: Path) -> None:
+    labels, unseen, text = parts(tmp_path, tmp_path / "w", "bundled")
+    assert [files.name for files in unseen.wanted.files] == list(CUT)
+    assert unseen.wanted.methods is None
     assert [files.name for files in labels.wanted.files] == list(LABELLED)
     assert labels.wanted.methods is None
-    assert labels.wanted.budget == text.wanted.budget
+    assert labels.wanted.budget == unseen.wanted.budget == text.wanted.budget
     assert all(
-        files.template and "<prompt:20>" in files.template for files in (*labels.wanted.files, text.wanted.files[0])
+        files.template and "<prompt:20>" in files.template
+        for part in (labels, unseen, text)
+        for files in part.wanted.files
     )
     (alone,) = parts(tmp_path, tmp_path / "w", "bundled", ["trec"])
     assert alone.wanted.out == tmp_path / "w" / "trec"
@@ -84,7 +88,7 @@ def made(scores: dict[str, tuple[float, float]], gain: float) -> dict[str, Any]:
 def test_goals_are_judged_on_what_dev_rows_chose() -> None:
     usual = made({"full": (0.8, 0.8), "prompt_tuning": (0.9, 0.76), "prefix_tuning": (0.1, 0.99)}, 0.02)
     other = made({"full": (0.8, 0.8), "prompt_tuning": (0.5, 0.4), "prefix_tuning": (0.6, 0.8)}, -0.02)
-    found = {"tasks": dict.fromkeys(LABELLED, usual) | {"sst2": other, "e2e": {}}}
+    found = {"tasks": dict.fromkeys((*LABELLED, *CUT), usual) | {"sst2": other, "e2e": {}}}
     whole, each, unseen, unseen_each, ensemble = goals(found, LABELLED)
     mean = (5 * 0.76 + 0.4) / (6 * 0.8)
     assert f"prompt tuning ÷ full fine-tuning | {mean:.3f} | ≥ 0.97 | **not met** |" in whole

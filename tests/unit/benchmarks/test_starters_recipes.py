@@ -155,7 +155,7 @@ def test_wanted_without_a_corpus_leaves_out_what_needs_one_unless_it_is_named(tm
 
 
 def test_methods_compare_with_the_words_of_the_starters(tmp_path: Path) -> None:
-    labels, _ = parts(tmp_path, tmp_path / "w", "bundled")
+    labels, *_ = parts(tmp_path, tmp_path / "w", "bundled")
     by_test = {recipe.test: recipe for recipe in RECIPES}
     for files in labels.wanted.files:
         assert files.verbalizer == {label: [word] for label, word in (by_test[files.name].words or {}).items()}

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pretraining import export as export_module
+from pretraining.checkpoint import checkpoints
 from pretraining.errors import RefusedRows, WorkError
 from pretraining.export import export, tokens_until, trained_model
 from pretraining.objectives.causal import Causal, word_scores
@@ -54,6 +56,26 @@ def test_export_when_loaded_by_transformers_gives_the_same_logits(
     assert said["step"] == step == 3
     assert said["tokens_trained"] == 3 * 4 * 48
     assert said["held_out"] == ["trec"]
+
+
+def test_export_when_asked_for_a_kept_step_is_the_model_of_that_step(packed: World, recipe: Recipe) -> None:
+    keeping = replace(recipe, train=replace(recipe.train, keep_at=(0.25, 0.5)))
+    run = Trainer(keeping, place(packed), load_tokenizer(packed.work / "tokenizer"))
+    run.run(until=3)
+    then = {name: value.clone() for name, value in run.average.weights.items()}
+    run.run()
+    assert [int(file.stem) for file in checkpoints(run.place.checkpoints)][:2] == [3, 6]
+    folder = export(keeping, place(packed), packed.work / "quarter", at=3)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    assert all(torch.equal(value, then[name].bfloat16()) for name, value in loaded.named_parameters())
+    assert json.loads((folder / "provenance.json").read_text())["step"] == 3
+    with pytest.raises(WorkError, match="no checkpoint of step 4"):
+        trained_model(keeping, place(packed), at=4)
+
+
+def test_checkpoint_when_other_steps_are_to_be_kept_goes_on(trained: World, recipe: Recipe) -> None:
+    keeping = replace(recipe, train=replace(recipe.train, keep_at=(0.5,)))
+    assert Trainer(keeping, place(trained), load_tokenizer(trained.work / "tokenizer")).step == 3
 
 
 def test_export_when_a_folder_is_there_replaces_it_whole(trained: World, recipe: Recipe) -> None:
