@@ -45,6 +45,7 @@ def test_siblings_when_all_are_there_are_tuned_and_tabled_and_nothing_is_done_tw
 ) -> None:
     causal, out = save_backbone("llama", tmp_path / "llama"), tmp_path / "siblings.md"
     given = ["--data", str(data), "--work", str(work), "--causal", str(causal), "--write", str(out), "--steps", "2"]
+    monkeypatch.setattr(siblings, "conditions", lambda: "at noon")  # it tells the minute
     main(given)
     rows = [line.split(" | ") for line in out.read_text().splitlines() if line.startswith("|")][2:]
     assert [row[0].removeprefix("| ") for row in rows] == [of.title for of in SIBLINGS]
