@@ -219,7 +219,7 @@ def test_curve_when_the_log_is_long_is_means_by_tokens_over_few_bins() -> None:
 
 
 def test_recipe_that_ships_names_the_origin_and_licence_of_every_text_it_reads() -> None:
-    for name in ("chorus.toml", "sibling-t5.toml", "sibling-bert.toml"):
+    for name in ("chorus.toml", "size-small.toml", "sibling-t5.toml", "sibling-bert.toml"):
         recipe = read_recipe(Path(command.RECIPE).with_name(name))
         texts = {one.name for one in recipe.sources if one.file} | {text for one in recipe.sources for text in one.sets}
         assert {origin.name for origin in recipe.origins} == texts

@@ -254,6 +254,18 @@ def test_sibling_recipes_that_ship_read_the_shards_of_the_backbone(file: str, ki
     assert 5e6 < sum(one.numel() for one in model.parameters()) < 6.5e6
 
 
+def test_small_size_that_ships_reads_as_many_tokens_as_the_backbone_in_its_first_quarter() -> None:
+    backbone, small = read_recipe(FOLDER / "chorus.toml"), read_recipe(FOLDER / "size-small.toml")
+    assert small.packing_key() == backbone.packing_key()
+    assert min(backbone.kept_steps()) == small.train.steps
+    with torch.device("meta"):
+        sizes = [
+            sum(one.numel() for one in kind_of_model(of).build_model(of, of.tokenizer.vocabulary).parameters())
+            for of in (small, backbone)
+        ]
+    assert 3.5 < sizes[1] / sizes[0] < 4.5
+
+
 def test_recipe_when_it_extends_another_is_that_one_with_its_changes(tmp_path: Path) -> None:
     (tmp_path / "base.toml").write_text(written(tmp_path).read_text())
     child = tmp_path / "child.toml"
