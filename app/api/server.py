@@ -35,6 +35,7 @@ HEAD_BYTES = 32 << 10
 CLOSING_S = 5
 LAST_HEAD_S = 1.0
 ACCEPTING_S = 0.05
+"""A turn or two of the loop, in which what it has accepted gets its protocol."""
 
 
 class Protocol(H11Protocol):
@@ -188,18 +189,22 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listener, but answer whoever had connected by then: the kernel resets those that nobody accepts."""
+        """Close the listener, but answer whoever had connected by then: the kernel resets those that nobody accepts,
+        and asyncio drops those that it has accepted when their server closes before they have a protocol."""
         if self.force_exit:
             await super().shutdown(sockets)
             return
         loop = asyncio.get_running_loop()
+        for server in self.servers:
+            for accepting in server.sockets:
+                loop.remove_reader(accepting.fileno())
+        await asyncio.sleep(ACCEPTING_S)
         with self._listener.dup() as listener:
             for server in self.servers:
                 server.close()
             arrived = list(_accepted(listener))
         for connection in arrived:
             await loop.connect_accepted_socket(self._protocol, connection)
-        await asyncio.sleep(ACCEPTING_S)  # until those that the loop took in just before have a protocol too
         await super().shutdown(sockets)
 
     def _protocol(self) -> Protocol:

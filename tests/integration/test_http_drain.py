@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import time
@@ -128,12 +129,16 @@ def test_taken_address_is_said_with_the_remedy(world: World) -> None:
 REQUEST = b"GET /v1/tasks HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
 
 
-def drained_with(live: Live, monkeypatch: pytest.MonkeyPatch, just_before: Callable[[], None]) -> None:
-    """Drain and end the server; `just_before` runs in its loop, which reads nothing from then on until it closes."""
+def drained_with(
+    live: Live, monkeypatch: pytest.MonkeyPatch, just_before: Callable[[], None], *, turns: int = 0
+) -> None:
+    """Drain and end the server; `just_before` runs in its loop, which takes `turns` more before it closes."""
     ended = live.server.shutdown
 
     async def shutdown(sockets: list[socket.socket] | None = None) -> None:
         just_before()
+        for _ in range(turns):
+            await asyncio.sleep(0)
         await ended(sockets)
 
     monkeypatch.setattr(live.server, "shutdown", shutdown)
@@ -150,9 +155,11 @@ def refusal_and_end(connection: socket.socket) -> None:
     assert b"\r\nconnection: close\r\n" in heard.lower()
 
 
-def test_request_of_a_connection_nobody_accepted_is_told_that_the_replica_drains(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("turns", range(5))
+def test_request_of_a_connection_that_is_being_accepted_is_told_that_the_replica_drains(
+    world: World, monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
+    """However far the loop has come with it: not accepted, accepted, its protocol made, its request read."""
     arrived: list[socket.socket] = []
     with serving(world.app) as live:
 
@@ -160,7 +167,7 @@ def test_request_of_a_connection_nobody_accepted_is_told_that_the_replica_drains
             arrived.append(socket.create_connection((live.host, live.port), timeout=HANG_S))
             arrived[0].sendall(REQUEST)
 
-        drained_with(live, monkeypatch, connect)
+        drained_with(live, monkeypatch, connect, turns=turns)
         wait_until(lambda: arrived)
         with arrived[0] as connection:
             refusal_and_end(connection)
