@@ -30,7 +30,7 @@ from app.compare.run import Wanted, conditions, run
 from app.compare.tasks import Limits, TaskFiles
 from benchmarks.methods_goals import goals
 from benchmarks.starters import RECIPES
-from benchmarks.unseen import CUTS, files_of, write_rows
+from benchmarks.unseen import CUTS, Cut, files_of, write_rows
 
 LABELLED = ("sst2", "trec", "subj", "ag_news", "snli", "qqp")
 CUT = tuple(cut.name for cut in CUTS)
@@ -69,7 +69,7 @@ def main() -> None:
         names = tuple(arguments.methods.split(","))
         every = [replace(one, wanted=replace(one.wanted, methods=names)) for one in every]
     if not arguments.page:
-        write_rows(arguments.data, cut_folder(arguments.work))
+        write_rows(arguments.data, cut_folder(arguments.work), cuts_in(arguments.only))
         for part in every:
             finished = run(replace(part.wanted, deadline=deadline), tell=tell)
             if not finished:
@@ -101,8 +101,7 @@ def parts(
             backbones=backbones,
         )
         found.append(Part(folder, wanted))
-    cut = [one for one in CUTS if not only or one.name in only]
-    if cut:
+    if cut := cuts_in(only):
         files = [files_of(one, cut_folder(work)) for one in cut]
         folder = "unseen" if len(cut) == len(CUTS) else "-".join(one.name for one in cut)
         found.append(Part(folder, Wanted(files, model, BUDGET, LABEL_LIMITS, work / folder)))
@@ -113,6 +112,10 @@ def parts(
         )  # fmt: skip
         found.append(Part(WRITTEN, Wanted([text], model, BUDGET, TEXT_LIMITS, work / WRITTEN, WRITERS)))
     return found
+
+
+def cuts_in(only: Sequence[str] | None) -> list[Cut]:
+    return [one for one in CUTS if not only or one.name in only]
 
 
 def cut_folder(work: Path) -> Path:

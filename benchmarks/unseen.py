@@ -12,13 +12,12 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.compare.tasks import TaskFiles
-
-Row = dict[str, str]
+from benchmarks.starters.rows import Row, read_rows
 
 SEED = 20
 SHARES = {"test": 0.2, "dev": 0.1}
@@ -37,9 +36,9 @@ class Cut:
     rows: Callable[[Path], dict[str, list[Row]]]
 
 
-def write_rows(data: Path, folder: Path) -> None:
-    """Write the rows of both tasks below `folder`, where `files_of` looks for them; the same bytes each time."""
-    for cut in CUTS:
+def write_rows(data: Path, folder: Path, cuts: Iterable[Cut]) -> None:
+    """Write the tasks' rows below `folder`, where `files_of` looks for them; the same bytes each time."""
+    for cut in cuts:
         (folder / cut.name).mkdir(parents=True, exist_ok=True)
         for split, rows in cut.rows(data).items():
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -62,7 +61,7 @@ def family_rows(data: Path) -> dict[str, list[Row]]:
     """Splits as published. Of dev facts every description is a row, of test facts the first."""
     found: dict[str, list[Row]] = {"train": [], "dev": [], "test": []}
     for split, rows in found.items():
-        for row in _lines(data / "e2e" / f"{split}.jsonl"):
+        for row in read_rows(data / "e2e" / f"{split}.jsonl"):
             said = FAMILIES.search(row["input"])
             texts = [row["output"]] if "output" in row else row["references"]
             label = said[1] if said else "unsaid"
@@ -73,7 +72,7 @@ def family_rows(data: Path) -> dict[str, list[Row]]:
 def disease_rows(data: Path) -> dict[str, list[Row]]:
     """A concept's pairs are in one split. Concepts are dealt out by chance, with a fixed seed; a row's other concept is
     of the same split."""
-    concepts = [_names(one) for one in _lines(data / "disease_ontology" / "concepts.jsonl")]
+    concepts = [_names(one) for one in read_rows(data / "disease_ontology" / "concepts.jsonl")]
     chance = random.Random(SEED)
     chance.shuffle(concepts)
     found: dict[str, list[Row]] = {}
@@ -86,7 +85,7 @@ def disease_rows(data: Path) -> dict[str, list[Row]]:
     return found
 
 
-def _names(concept: Mapping[str, str | list[str]]) -> tuple[str, ...]:
+def _names(concept: Row) -> tuple[str, ...]:
     """Its name and synonyms, without remarks, each once whatever its letters' case."""
     names: dict[str, str] = {}
     for name in (str(concept["name"]), *concept["synonyms"]):
@@ -136,11 +135,6 @@ def _overlap(one: str, two: str) -> float:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
-
-
-def _lines(file: Path) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines if line.strip()]
 
 
 CUTS = (

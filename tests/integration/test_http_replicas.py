@@ -241,4 +241,5 @@ def test_no_job_is_taken_by_two_workers(
             worker.wait()
     assert all(worker.returncode == 0 for worker in workers), "they did not want each job at the same time"
     assert sorted(job for each in taken for job in each) == sorted(jobs)
+    assert sum(map(bool, taken)) > 1, "they came one after the other"
     record_property("tries", len(jobs))

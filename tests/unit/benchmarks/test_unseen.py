@@ -73,11 +73,12 @@ def test_no_concept_is_in_two_splits(data: Path) -> None:
 
 @pytest.mark.parametrize("cut", CUTS, ids=lambda cut: cut.name)
 def test_rows_when_written_twice_are_the_same_and_compare_reads_them(data: Path, tmp_path: Path, cut: Any) -> None:
-    write_rows(data, tmp_path / "once")
-    write_rows(data, tmp_path / "again")
+    write_rows(data, tmp_path / "once", [cut])
+    write_rows(data, tmp_path / "again", [cut])
     for split in ("train", "dev", "test"):
         name = f"{cut.name}/{split}.jsonl"
         assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    assert [folder.name for folder in (tmp_path / "once").iterdir()] == [cut.name]
     task = read_task(files_of(cut, tmp_path / "once"), "causal", Limits())
     assert task.labels == tuple(cut.words)
 

@@ -28,11 +28,11 @@ def test_change_when_laid_over_a_list_changes_each_of_it() -> None:
     assert made == {"a": [{"x": 9, "y": 2}, {"x": 9}], "b": 1, "c": {"d": 2}}
 
 
-@pytest.mark.parametrize("file", ["experiments.toml", "experiments-longer.toml"])
-def test_shipped_experiments_are_recipes_and_each_differs_from_the_base_in_one_table(file: str) -> None:
+@pytest.mark.parametrize(("file", "least"), [("experiments.toml", 8), ("experiments-longer.toml", 2)])
+def test_shipped_experiments_are_recipes_and_each_differs_from_the_base_in_one_table(file: str, least: int) -> None:
     seconds, (base, *others) = read_experiments(SHIPPED / file, SHIPPED / "chorus.toml")
     assert seconds > 0
-    assert len(others) >= 2
+    assert len(others) >= least
     for other in others:
         assert len([key for key in base.raw if base.raw[key] != other.raw[key]]) == 1, other.name
 
