@@ -17,7 +17,7 @@ HEAD = """# Choices of the recipe, by short runs
 
 By `python -m pretraining.experiments` ({date}; {processor}, {threads} threads, torch {torch}). Each variant changes one
 thing of the base and computes for {seconds:.0f} seconds, so a slower step means fewer of them. All go through the whole
-schedule: warm-up, constant rate, decay. One run each, so differences below about 0.01 bits a byte are chance's.
+schedule: warm-up, constant rate, decay. One run each: how much chance alone changes was not measured.
 
 Bits a byte on text kept back, and nats lost on dev rows asked in a wording (chance is 0.69 for two labels, 1.10 for
 three, 1.39 for four), both with averaged weights; "last": the same bits with the last weights.

@@ -195,14 +195,11 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
             return
         loop = asyncio.get_running_loop()
-        for server in self.servers:
-            for accepting in server.sockets:
-                loop.remove_reader(accepting.fileno())
+        loop.remove_reader(self._listener)
         await asyncio.sleep(ACCEPTING_S)
-        with self._listener.dup() as listener:
-            for server in self.servers:
-                server.close()
-            arrived = list(_accepted(listener))
+        arrived = list(_accepted(self._listener))
+        for server in self.servers:
+            server.close()
         for connection in arrived:
             await loop.connect_accepted_socket(self._protocol, connection)
         await super().shutdown(sockets)
