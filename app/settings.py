@@ -58,7 +58,9 @@ class Settings(BaseSettings):
     max_context: int = Field(1024, ge=16, description="Longest row in tokens, virtual tokens and answer included.")
     max_queued_rows: int = Field(2048, ge=1, description="Rows that may wait; more are refused with 429.")
     max_queued_tokens: int = Field(262_144, ge=1, description="Tokens that may wait, answers included; as above.")
-    max_batch_tokens: int = Field(4096, ge=64, description="Tokens in one prefill.")
+    max_batch_tokens: int = Field(
+        4096, ge=64, description="Tokens in one prefill; prompts that are computed for the first time come on top."
+    )
     prompt_cache_mb: int = Field(256, ge=1, description="Budget for cached prompt keys and values, MiB.")
     host_prompt_cache_mb: int = Field(128, ge=1, description="Budget for verified prompts in main memory, MiB.")
     preload: str = Field(
@@ -109,7 +111,7 @@ class Settings(BaseSettings):
         None, min_length=32, description="Secret that keys are hashed with; unset: data_dir/keys/pepper."
     )
     audit: Literal["off", "changes", "all"] = Field(
-        "changes", description="Calls written to data_dir/logs/audit-HOST.jsonl: changes and refusals, or all."
+        "changes", description="Calls written to data_dir/logs/audit-HOST.jsonl: none, changes and refusals, or all."
     )
 
     # logs

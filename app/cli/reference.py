@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from app.cli.errors import MEANING
 
@@ -30,6 +30,7 @@ and is named.
 | variable | default | what it is |
 |---|---|---|
 """
+DATA_DIR = "`~/.local/share/chorus`, or below `XDG_DATA_HOME`; on macOS `~/Library/Application Support/chorus`"
 
 
 def cli_page() -> str:
@@ -49,8 +50,10 @@ def settings_page() -> str:
 
     rows = []
     for name, field in Settings.model_fields.items():
-        default = "the user's data folder" if name == "data_dir" else _value(field.default)
-        rows.append(f"| `CHORUS_{name.upper()}` | {default} | {_cell(field.description or '')} |")
+        default = DATA_DIR if name == "data_dir" else _value(field.default)
+        choices = _choices(field.annotation)
+        about = _cell(field.description or "") + (f" One of {choices}." if choices else "")
+        rows.append(f"| `CHORUS_{name.upper()}` | {default} | {about} |")
     return SETTINGS_INTRO + "\n".join(rows) + "\n"
 
 
@@ -77,7 +80,9 @@ def _command(name: str, command: Any) -> Iterator[str]:
         yield f"| `{one.metavar.strip('[]')}` | {_cell(one.help)} |"
     for one in options:
         names = ", ".join(f"`{opt}`" for opt in (*one.opts, *one.secondary_opts))
-        notes = [f"default {_value(one.default)}"] if one.show_default and one.default not in (None, False) else []
+        names += f" `{one.metavar}`" if one.metavar else ""
+        notes = _takes(one)
+        notes += [f"default {_value(one.default)}"] if one.show_default and one.default not in (None, False) else []
         notes += [f"`{one.envvar}`"] if one.envvar else []
         notes += ["required"] if one.required else []
         yield f"| {names} | {_cell(one.help)}{_notes(notes)} |"
@@ -92,6 +97,27 @@ def _exit_codes() -> Iterator[str]:
     for code, meaning in MEANING.items():
         yield f"| {int(code)} | {meaning} |"
     yield ""
+
+
+def _takes(option: Any) -> list[str]:
+    """The values that an option takes, where not all of its type."""
+    choices = _choices(option.type_descriptor.annotation)
+    notes = [choices] if choices else []
+    least, most = option.min, option.max
+    if least is not None and most is not None:
+        notes.append(f"{least} to {most}")
+    elif least is not None:
+        notes.append(f"{least} or more")
+    elif most is not None:
+        notes.append(f"{most} or less")
+    return notes
+
+
+def _choices(annotation: Any) -> str:
+    """The values of a `Literal`, as Markdown; nothing for other types."""
+    if get_origin(annotation) is not Literal:
+        return next(filter(None, map(_choices, get_args(annotation))), "")
+    return ", ".join(f"`{value}`" for value in get_args(annotation))
 
 
 def _notes(notes: list[str]) -> str:

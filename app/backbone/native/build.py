@@ -31,10 +31,15 @@ _DEFINES = {torch.float32: ("-DCHORUS_F32",), torch.bfloat16: ()}
 _TIMEOUT_S = 60
 
 
+def could_be(dtype: torch.dtype) -> bool:
+    """Whether there are compiled steps for a storage type on this platform, given a compiler."""
+    return dtype in _DEFINES and sys.platform.startswith("linux")
+
+
 @cache
 def load(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The compiled steps for a storage type, or None where there are none."""
-    if dtype not in _DEFINES or not sys.platform.startswith("linux"):
+    if not could_be(dtype):
         return None
     compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc") or shutil.which("clang")
     try:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 TRAIN_ROWS, TRAIN_TOKENS = 32, 128  # the batch the estimate of a trainer's memory is made for
 ACTIVATION_VALUES = 34  # values kept for each token, layer and unit of width in a training step, attention aside
 PROCESS_BYTES = 350 << 20  # Python with torch loaded, before any weights
+NO_COMPILER = "install a C compiler (Debian: apt install gcc libc6-dev), or see in the log why its library is not used"
 
 
 def check_torch(settings: Settings) -> Check:
@@ -62,11 +63,20 @@ def check_model(settings: Settings) -> list[Check]:
 
 
 def _check_runner(backbone: Backbone) -> Check:
-    if backbone.runner_name != "reference":
-        decoder = backbone.probed.decoder
-        steps = "" if decoder is None else f" ({'compiled' if decoder.steps.name == 'native' else 'plain torch'} steps)"
-        return Check("runner", "ok", f"{backbone.runner_name}{steps}: it agrees with the model's own forward")
-    return Check("runner", "warn", f"{backbone.runner_name}: correct, but slow; {backbone.probed.reason}")
+    if backbone.runner_name == "reference":
+        return Check("runner", "warn", f"{backbone.runner_name}: correct, but slow; {backbone.probed.reason}")
+    agrees = "it agrees with the model's own forward"
+    decoder = backbone.probed.decoder
+    if decoder is None:
+        return Check("runner", "ok", f"{backbone.runner_name}: {agrees}")
+    if decoder.steps.name == "native":
+        return Check("runner", "ok", f"{backbone.runner_name} (compiled steps): {agrees}")
+    found = f"{backbone.runner_name} (plain torch steps): {agrees}"
+    from app.backbone.native.build import could_be
+
+    if backbone.device.type == "cpu" and could_be(backbone.dtype):
+        return Check("runner", "warn", f"{found}, but is slower than compiled", NO_COMPILER)
+    return Check("runner", "ok", found)
 
 
 def _check_memory(backbone: Backbone, settings: Settings) -> Check:

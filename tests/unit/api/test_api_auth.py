@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from starlette.datastructures import Headers
 
 from app.access import Directory, Keyring
 from app.access.places import file_keys, pepper_of
-from app.api.auth import Gatekeeper, check_exposure, open_access
+from app.api.auth import ROUTES, Gatekeeper, check_exposure, open_access
 from app.api.faults import ForeignOrigin, InsufficientScope, MisdirectedRequest, Unauthorized, UnsafeExposure
 from app.settings import Settings
 
@@ -123,3 +124,11 @@ def test_scope_opens_its_routes_and_no_route_that_is_not_listed(
         return
     with pytest.raises(InsufficientScope):
         keeper.check_scope(caller, method, path)
+
+
+def test_page_of_the_http_api_lists_every_route_with_its_scope() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "http-api.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(GET|POST|PUT|DELETE) (/\S*)` \| (\w+) \| \S", page, re.MULTILINE)
+    assert {(method, path): need for method, path, need in listed} == {
+        route: need for route, need in ROUTES.items() if not route[1].endswith(".js")  # part of a page
+    }

@@ -1,13 +1,16 @@
 """Promises of `chorus doctor` and `chorus fsck`."""
 
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import redis
+import torch
 
+from app.backbone.native import build
 from app.cli.checks import machine, model
 from app.cli.checks import redis as redis_checks
 from app.cli.commands import doctor
@@ -66,9 +69,26 @@ def test_check_model_when_it_is_not_there_names_the_setting(settings: Settings, 
 def test_check_model_for_the_bundled_one_adds_up_the_memory(settings: Settings) -> None:
     checks = {check.name: check for check in model.check_model(settings)}
     assert checks["model"].state == "ok"
-    assert checks["runner"].state == "ok"
+    compiled = build.load(torch.float32) is not None  # where a compiler is
+    assert checks["runner"].state == ("ok" if compiled else "warn")
     assert "weights" in checks["memory"].found
     assert len(checks["fingerprint"].found) >= 32
+
+
+def test_check_model_without_a_compiler_warns_and_says_what_to_install(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")  # the only one with compiled steps
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    build.load.cache_clear()
+    try:
+        check = next(check for check in model.check_model(settings) if check.name == "runner")
+    finally:
+        build.load.cache_clear()
+    assert check.state == "warn"
+    assert "plain torch" in check.found
+    assert "gcc" in (check.fix or "")
 
 
 def test_check_torch_when_a_gpu_is_asked_for_and_absent_fails(settings: Settings) -> None:

@@ -140,6 +140,22 @@ def test_settings_in_the_environment_exist(name: str) -> None:
             assert variable.removeprefix("CHORUS_").lower() in Settings.model_fields
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_every_setting_of_env_reaches_the_container_but_those_that_the_image_settles(name: str) -> None:
+    every = {f"CHORUS_{field.upper()}" for field in Settings.model_fields}
+    fixed = {"CHORUS_DRAIN_S", "CHORUS_CHECKPOINT_S", "CHORUS_API_KEY"}  # of the API or of the worker, with its reason
+    assert every - fixed - SERVICES[name]["environment"].keys() == {"CHORUS_HOST", "CHORUS_PORT", "CHORUS_DATA_DIR"}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_the_image_sets_is_not_taken_away_by_a_name_without_a_value(name: str) -> None:
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    by_image = set(re.findall(r"\b([A-Z_]+)=", dockerfile[dockerfile.rindex("\nENV ") : dockerfile.rindex("\nUSER ")]))
+    assert {"HF_HUB_OFFLINE", "CHORUS_LOG_FORMAT"} <= by_image
+    bare = {variable for variable, value in SERVICES[name]["environment"].items() if value is None}
+    assert not by_image & bare
+
+
 @pytest.mark.parametrize("name", APIS)
 def test_api_never_starts_without_a_key(name: str) -> None:
     assert SERVICES[name]["environment"]["CHORUS_API_KEY"] == "${CHORUS_API_KEY:?run make env}"

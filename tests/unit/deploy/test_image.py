@@ -57,7 +57,15 @@ def test_commands_are_in_exec_form_so_that_signals_arrive() -> None:
 
 
 def test_image_has_no_tools_to_fetch_with() -> None:
-    assert not re.search(r"\b(apt-get|curl|wget)\b", DOCKERFILE)
+    assert not re.search(r"\b(curl|wget)\b", DOCKERFILE)
+
+
+def test_image_installs_a_c_compiler_for_the_engine_and_nothing_else_of_the_distribution() -> None:
+    installed = re.findall(r"apt-get install (.*?) *\\?$", DOCKERFILE, re.MULTILINE)
+    assert installed == ["--yes --no-install-recommends ${COMPILER}"]
+    assert re.findall(r"^ARG COMPILER=(.*)$", FINAL_STAGE, re.MULTILINE) == ['"gcc libc6-dev"']
+    assert "HOME" not in re.findall(r"\b([A-Z_]+)=", FINAL_STAGE[FINAL_STAGE.rindex("\nENV ") :])
+    assert "--home-dir /data " in FINAL_STAGE  # where the compiled library is kept
 
 
 def test_every_install_obeys_the_constraints_or_installs_no_dependency() -> None:
