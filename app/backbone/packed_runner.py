@@ -49,9 +49,12 @@ class PackedRunner:
         self._seen = torch.zeros(slots, 3, dtype=torch.int64, device=decoder.device)
 
     def prefill(self, start: int, items: Sequence[PrefillItem]) -> Prefilled:
+        items = _with_prefixes_of(self._memory.keys.dtype, items)
         cached = [min(item.prefix.length, item.row.total - 1) if item.prefix else 0 for item in items]
-        trunks = [min(item.trunk, item.row.total - 1) if i else 0 for i, item in enumerate(items)]
-        table, offsets = stack_prompts([_needed(item, skip) for item, skip in zip(items, cached, strict=True)])
+        trunks = _trunks(items, cached)
+        table, offsets = stack_prompts(
+            [_needed(item, trunk or had) for item, trunk, had in zip(items, trunks, cached, strict=True)]
+        )
         batch = pack_rows(
             [item.row for item in items],
             start=start,
@@ -122,9 +125,10 @@ class PackedRunner:
         return info
 
     def _part(self, items: Sequence[PrefillItem], spans: Sequence[Span]) -> None:
-        """Rows that go on by themselves get their own copy of the text they shared."""
+        """Rows that go on by themselves, or whose beginning may be read, get a copy of the text that they shared."""
         for item, span in zip(items, spans, strict=True):
-            if span.trunk and item.verbalizer is None and self._decoder.steps.shares_bases:
+            stays = item.verbalizer is None or item.row.prefix
+            if span.trunk and stays and self._decoder.steps.shares_bases:
                 self._memory.copy(span.leader, span.slot, 0, span.trunk)
 
     def _set_base(self, slot: int, prefix: PrefixKV | None, length: int) -> None:
@@ -138,9 +142,30 @@ class PackedRunner:
             info["layer_bytes"] = data.stride(1) * data.element_size()
 
 
-def _needed(item: PrefillItem, cached: int) -> Tensor | None:
+def _with_prefixes_of(dtype: torch.dtype, items: Sequence[PrefillItem]) -> Sequence[PrefillItem]:
+    """Prefixes in the dtype of the slots, each distinct one cast once: compiled steps read the bare memory."""
+    other = {id(item.prefix): item.prefix for item in items if item.prefix and item.prefix.data.dtype != dtype}
+    if not other:
+        return items
+    cast = {key: PrefixKV(prefix.data.to(dtype).contiguous()) for key, prefix in other.items()}
+    return [replace(item, prefix=cast.get(id(item.prefix), item.prefix)) for item in items]
+
+
+def _trunks(items: Sequence[PrefillItem], cached: Sequence[int]) -> list[int]:
+    """Leading ids that each row reads in the slot of the row that computes them. None where that row or the one itself
+    has its beginning in its prompt's keys and values: they do not lie in a slot."""
+    trunks: list[int] = []
+    leader = 0
+    for i, item in enumerate(items):
+        apart = i == 0 or cached[i] or cached[leader]
+        trunks.append(0 if apart else min(item.trunk, item.row.total - 1))
+        leader = leader if trunks[i] else i
+    return trunks
+
+
+def _needed(item: PrefillItem, skip: int) -> Tensor | None:
     """The prompt's vectors, if any of them is still to be computed."""
-    return item.prompt if any(index < 0 for index in item.row.ids[cached:]) else None
+    return item.prompt if any(index < 0 for index in item.row.ids[skip:]) else None
 
 
 def _only(rows: PackedRows, plan: ScorePlan, ends: Sequence[int]) -> Reads:

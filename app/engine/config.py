@@ -9,8 +9,9 @@ from dataclasses import dataclass
 class EngineConfig:
     """`max_rows` run at once, each of at most `max_context` tokens; `max_queued_rows` wait, and of these at most
     `max_queued_tokens` tokens; a prefill computes at most `max_batch_tokens`, and on top of them what begins prompts
-    that are met for the first time; at most `max_padding` of a prefill may be padding; `prompt_cache_bytes` bounds the cached keys and values of prompts, `prompt_vector_bytes` their vectors. A
-    step that takes `stall_s` seconds ends the process; 0 lets it take its time."""
+    that are met for the first time; at most `max_padding` of a prefill may be padding; `prompt_cache_bytes` bounds the
+    cached keys and values of prompts, `prompt_vector_bytes` their vectors. A step that takes `stall_s` seconds ends the
+    process; 0 lets it take its time."""
 
     max_rows: int = 64
     max_context: int = 1024

@@ -69,6 +69,7 @@ class Engine:
         self._phase: Phase | None = None  # of the last step
         self._deadlines: list[tuple[float, str]] = []  # a heap; ended requests leave it when their time comes
         self._cancelled: dict[str, FinishReason] = {}
+        self._ending: list[Event] = []  # endings of the step at hand: whatever breaks it, they are told
         self._stats = EngineStats()
 
     def load(self, digest: str, prompt: SoftPrompt) -> None:
@@ -135,10 +136,10 @@ class Engine:
         events = self._drop_ended()
         batch = self.scheduler.schedule()
         self._phase = None if batch is None else batch.phase
-        if batch is None:
-            return events
-        run = self._prefill if batch.phase is Phase.PREFILL else self._decode
-        return events + run(batch)
+        if batch is not None:
+            events += self._prefill(batch) if batch.phase is Phase.PREFILL else self._decode(batch)
+        self._ending.clear()
+        return events
 
     def may_wait(self, events: Sequence[Event]) -> bool:
         """Whether nobody needs the last step's events before later ones: they are tokens behind a first one, of rows
@@ -148,8 +149,11 @@ class Engine:
 
     @torch.inference_mode()
     def fail_all(self, message: str) -> list[Event]:
-        """End every request with an error: the last resort when a step failed as a whole."""
-        events = [event for group in list(self._live.values()) for event in self._end_all(group, "error", message)]
+        """End every request with an error: the last resort when a step failed as a whole. Rows that ended in that step
+        before it failed keep their ending."""
+        for group in list(self._live.values()):
+            self._end_all(group, "error", message)
+        events, self._ending = self._ending, []
         self.scheduler.waiting.clear()
         self.scheduler.running.clear()
         self._lineup = None
@@ -287,7 +291,9 @@ class Engine:
         if row.row.digest is not None:
             self.prompts.unpin(row.row.digest)
         self._stats.finished[finish] = self._stats.finished.get(finish, 0) + 1
-        return Event(row.request_id, token, scores, finish, error, row.index, view)
+        event = Event(row.request_id, token, scores, finish, error, row.index, view)
+        self._ending.append(event)
+        return event
 
     def _count_prefill(self, batch: Batch, tokens: int, padding: int, began: float) -> None:
         stats, seconds = self._stats, self._clock() - began

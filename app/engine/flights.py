@@ -112,7 +112,7 @@ class Writing:
         assert first.prompt is not None
         stream = TextStream(
             self.tokenizer,
-            context=first.row.ids,
+            context=() if self.tokenizer.family == "seq2seq" else first.row.ids,  # a text of its own there
             stop=self.decoding.stop,
             separator=first.prompt.template.separator,
         )

@@ -19,6 +19,7 @@ from app.errors import CapabilityMissing, ChorusError, ContextTooLong, InvalidRe
 # Leading ids that must agree before rows are looked at as sharing text, and rows that may wait for one another.
 _SAME_BEGINNING = 16
 _MOST_SHARING = 16
+COLDEST = 1e-5
 
 
 def encode_asks(
@@ -30,12 +31,12 @@ def encode_asks(
 
 def sharing(rows: Mapping[int, RowRequest]) -> list[tuple[list[int], int]]:
     """Numbers of rows to run side by side, with the leading ids they have in common; rows that share too little (less
-    than half of the shortest one) stand alone, with 0."""
+    than half of the shortest one) stand alone, with 0, as do those whose beginning is kept with their prompt."""
     alike: dict[tuple[int, ...], list[int]] = {}
     groups: list[tuple[list[int], int]] = []
     for number, row in rows.items():
         beginning = row.row.ids[:_SAME_BEGINNING]
-        if len(beginning) < _SAME_BEGINNING or min(beginning) < 0:
+        if len(beginning) < _SAME_BEGINNING or min(beginning) < 0 or row.row.prefix:
             groups.append(([number], 0))
         else:
             alike.setdefault(beginning, []).append(number)
@@ -52,7 +53,10 @@ def sharing(rows: Mapping[int, RowRequest]) -> list[tuple[list[int], int]]:
 
 def common_text(rows: Sequence[RowRequest]) -> int:
     """How many leading ids all rows have in common, up to the first virtual one; every row keeps its last id to
-    itself, since what follows from it is asked."""
+    itself, since what follows from it is asked. None where a row's beginning is kept with its prompt: those keys and
+    values are computed whole, once, and lie elsewhere from then on."""
+    if any(row.row.prefix for row in rows):
+        return 0
     first, *others = (row.row.ids for row in rows)
     length = min(len(ids) for ids in (first, *others)) - 1 if others else 0
     for place in range(max(0, length)):
@@ -62,11 +66,13 @@ def common_text(rows: Sequence[RowRequest]) -> int:
 
 
 def sampling_of(decoding: Decoding, seed: int | None, input: Mapping[str, str]) -> Sampling:
-    """Without a seed, sampled answers draw one from the clock; greedy ones need none."""
+    """Without a seed, sampled answers draw one from the clock; greedy ones need none. Temperatures below `COLDEST` are
+    greedy: logits over them would leave the numbers that there are."""
+    temperature = decoding.temperature if decoding.temperature >= COLDEST else 0.0
     if seed is None:
         words = hashlib.sha256(repr(sorted(input.items())).encode("utf-8", "replace")).digest()
-        seed = time.monotonic_ns() ^ int.from_bytes(words[:6], "big") if decoding.temperature > 0 else 0
-    return Sampling(decoding.max_tokens, decoding.temperature, decoding.top_p, decoding.top_k, seed & (2**62 - 1))
+        seed = time.monotonic_ns() ^ int.from_bytes(words[:6], "big") if temperature > 0 else 0
+    return Sampling(decoding.max_tokens, temperature, decoding.top_p, decoding.top_k, seed & (2**62 - 1))
 
 
 def _encode_or_error(tokenizer: BackboneTokenizer, ask: Ask, max_context: int) -> RowRequest | ChorusError:

@@ -25,7 +25,7 @@ def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, top_k: Tensor, seed
     """One token per row, [B] int64, from logits [B, V] float32; all other arguments are [B], `temperature` above 0.
 
     The distribution at that temperature is cut to the `top_k` most likely tokens (0: all) and then to the smallest set
-    whose probability reaches `top_p` (Holtzman et al. 2019).
+    whose probability reaches `top_p` (Holtzman et al. 2019), the most likely one always.
     """
     probs, order = (logits / temperature[:, None]).softmax(-1).sort(stable=True, dim=-1, descending=True)  # [B, V]
     rank = torch.arange(probs.shape[1], device=logits.device)
@@ -33,7 +33,7 @@ def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, top_k: Tensor, seed
     probs = probs.masked_fill(rank >= limit, 0.0)
     probs = probs / probs.sum(-1, keepdim=True)
     before = probs.cumsum(-1) - probs
-    probs = probs.masked_fill(before >= top_p[:, None], 0.0)
+    probs = probs.masked_fill((before >= top_p[:, None]) & (rank > 0), 0.0)
     return order.gather(1, _invert(probs, seeds, steps)[:, None])[:, 0]
 
 

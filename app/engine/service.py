@@ -252,6 +252,7 @@ class EngineService:
             raise CapabilityMissing(f"{len(asks)} members cannot write together; 1 to {self.config.max_rows} can")
         if any(ask.prompt.verbalizer is not None for ask in asks):
             raise CapabilityMissing("members that score labels do not write; take the mean of their answers")
+        asks = [replace(ask, decoding=asks[0].decoding) for ask in asks]  # by which the first one writes for all
         async with self._admitted_rows(asks, timeout_s) as (rows, deadline):
             members = []
             for row in rows:

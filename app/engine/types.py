@@ -114,6 +114,8 @@ class Request:
             raise ValueError("the rows do not share that text")
         if min(text, default=0) < 0:
             raise ValueError("virtual tokens cannot be shared")
+        if text and any(row.row.prefix for row in self.rows):
+            raise ValueError("rows whose beginning is kept with their prompt share no text")
 
 
 class View(NamedTuple):

@@ -11,6 +11,7 @@ from app.backbone import decoder
 from app.backbone.backbone import wrap_model
 from app.backbone.decoder import Decoder
 from app.backbone.decoder_steps import TorchSteps
+from app.backbone.kv import PrefixKV
 from app.backbone.packed_runner import PackedRunner
 from app.backbone.reference import ReferenceRunner
 from app.backbone.rows import Row
@@ -72,6 +73,56 @@ def test_rows_that_share_a_text_equal_each_row_alone(name: str, form: str) -> No
             fed, at = torch.tensor(tokens(len(lengths), 30 + step)), torch.tensor(lengths) + step
             ours, theirs = (each.decode(fed, at, int(at.max())) for each in (runner, reference))
             torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("warm", [(), (0,), (1,), (2,), (0, 1, 2)])
+def test_rows_that_share_words_before_their_vectors_equal_each_row_alone(form: str, warm: tuple[int, ...]) -> None:
+    """`warm`: whose beginning, words and vectors, is there already. What is read of a slot afterwards is right too."""
+    model = build_model("llama")
+    runner, reference = packed(model, form, slots=6, places=96), ReferenceRunner(model, slots=6, places=96)
+    fresh = packed(model, "torch", slots=1, places=96)
+    words, items, wanted_prefixes = tokens(20, 1), [], []
+    with torch.inference_mode():
+        runner.prefill(0, [PrefillItem(Row(tokens(60, 40 + slot))) for slot in range(6)])  # slots have been used
+        for i in range(3):
+            vectors = torch.randn(5, model.config.hidden_size, generator=torch.Generator().manual_seed(i))
+            beginning = (*words, *(-1 - j for j in range(5)))
+            fresh.prefill(0, [PrefillItem(Row(beginning), vectors)])
+            prefix = fresh.read_prefix(0, len(beginning))
+            assert prefix is not None
+            wanted_prefixes.append(prefix)
+            row = Row((*beginning, *tokens(3, 10 + i)), len(beginning))
+            found = prefix if i in warm else None
+            items.append(PrefillItem(row, vectors, found, LABELS if i else None, trunk=len(words) if i else 0))
+        got, wanted = runner.prefill(1, items), reference.prefill(1, items)
+        torch.testing.assert_close(got.logits, wanted.logits, atol=TOLERANCE, rtol=0)
+        for ours, theirs in zip(got.scores[1:], wanted.scores[1:], strict=True):
+            torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
+        for slot, prefix in enumerate(wanted_prefixes, 1):
+            read = runner.read_prefix(slot, prefix.length)
+            assert read is not None
+            torch.testing.assert_close(read.data, prefix.data, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_prefix_in_another_dtype_than_the_model_is_read_as_numbers(form: str) -> None:
+    model = build_model("llama").to(torch.bfloat16)
+    runner = packed(model, form, slots=2, places=64)
+    vectors = torch.randn(5, model.config.hidden_size, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    beginning = tuple(-1 - j for j in range(5))
+    row = Row((*beginning, *tokens(4, 2)), len(beginning))
+    with torch.inference_mode():
+        runner.prefill(0, [PrefillItem(row, vectors)])
+        prefix = runner.read_prefix(0, len(beginning))
+        assert prefix is not None
+        wide = PrefixKV(prefix.data.float())
+        wanted = runner.prefill(0, [PrefillItem(row, vectors, prefix)]).logits
+        first, second = runner.prefill(0, [PrefillItem(row, vectors, wide), PrefillItem(row, vectors, wide)]).logits
+        torch.testing.assert_close(first, wanted[0], atol=0.05, rtol=0.05)
+        torch.testing.assert_close(second, wanted[0], atol=0.05, rtol=0.05)
+        fed, at = torch.tensor([7, 7]), torch.tensor([row.total, row.total])
+        assert torch.isfinite(runner.decode(fed, at, row.total)).all()  # the cast copy is still there
 
 
 @pytest.mark.parametrize("form", FORMS)

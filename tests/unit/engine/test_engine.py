@@ -10,6 +10,8 @@ import torch
 from app.backbone import Backbone, Row
 from app.backbone.runner import Prefilled, PrefillItem
 from app.engine import Engine, EngineConfig, Event, Request, Sampling
+from tests.engines import row_of
+from tests.prompts import WORDS, make_prompt
 
 
 class Clock:
@@ -149,6 +151,29 @@ def test_step_that_fails_as_a_whole_ends_every_request_with_an_error(llama: Back
     engine.check_integrity()
     engine.submit(generate("next"))
     assert ends(run(engine)) == {"next": "length"}
+
+
+def test_rows_that_ended_in_a_step_that_fails_later_keep_their_ending(
+    llama: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(llama)
+    words = make_prompt(llama, "{text}\nSentiment:", words=WORDS)
+    engine.submit(Request("label", (row_of(llama, words, "a warm story"),), 1e9))
+    engine.submit(generate("text"))
+
+    def broken(*_: object) -> None:
+        raise torch.OutOfMemoryError("planted")
+
+    with monkeypatch.context() as planted:
+        planted.setattr(engine._state, "open", broken)
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.step()
+    ended = {event.request_id: event.finish for event in engine.fail_all("planted")}
+    assert ended == {"label": "label", "text": "error"}
+    engine.check_integrity()
+    engine.submit(generate("next"))
+    assert ends(run(engine)) == {"next": "length"}
+    assert engine.fail_all("planted") == []  # what was told once is not told again
 
 
 def test_same_words_under_two_prompts_do_not_share_keys_and_values(llama: Backbone) -> None:

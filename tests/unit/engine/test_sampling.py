@@ -43,6 +43,7 @@ def test_top_k_and_top_p_cut_the_tail() -> None:
     assert set(draw(logits, top_p=0.75).tolist()) == {0, 1}
     assert set(draw(logits, top_p=0.81).tolist()) == {0, 1, 2}
     assert set(draw(logits, top_p=1e-6).tolist()) == {0}
+    assert set(draw(logits, top_p=0.0).tolist()) == {0}  # what a number below float32's becomes
 
 
 def test_a_rows_token_does_not_depend_on_its_neighbours() -> None:

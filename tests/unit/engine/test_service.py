@@ -239,6 +239,17 @@ async def test_statistics_tell_how_rows_shared_steps_and_how_long_they_waited(ll
     assert stats.decode_seconds.total == pytest.approx(sum(one.ended - one.first for one in told))
 
 
+@pytest.mark.parametrize("coldest", [1e-6, 1e-40, 5e-324])
+async def test_temperature_next_to_nothing_answers_as_greedy(llama: Backbone, coldest: float) -> None:
+    prompt = make_prompt(llama, TEMPLATES[0])
+    async with serving(llama) as service:
+        greedy, cold = [
+            await service.answer(prompt, {"text": "a"}, decoding=Decoding(max_tokens=5, temperature=t), timeout_s=60)
+            for t in (0.0, coldest)
+        ]
+    assert cold.token_ids == greedy.token_ids
+
+
 async def test_the_event_loop_hears_of_a_whole_answer_at_its_ends_and_of_a_stream_at_every_step(
     llama: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,39 @@ async def test_coupled_members_that_cannot_write_together_are_refused(llama: Bac
         assert await refused([Ask(text, {"text": "a"}, BRIEF), Ask(text, {"x": "a"}, BRIEF)]) is InvalidRequest
 
 
+async def test_coupled_member_whose_vectors_leave_no_room_for_the_first_ones_answer_is_too_long(llama: Backbone) -> None:
+    """The first member's decoding writes for all, so that is what every one must have room for."""
+    short, wide = make_prompt(llama, TEMPLATES[0]), make_prompt(llama, "<prompt:70>{text}", seed=1)
+    asks = [Ask(short, {"text": "a"}, Decoding(max_tokens=120)), Ask(wide, {"text": "a"}, Decoding(max_tokens=8))]
+    async with serving(llama) as service:
+        with pytest.raises(ContextTooLong):
+            await service.answer_coupled(asks, timeout_s=60)
+
+
+@pytest.mark.parametrize("words", [None, WORDS])
+async def test_members_that_begin_with_the_same_words_answer_together_as_alone_cold_and_warm(
+    llama: Backbone, words: dict[str, list[str]] | None
+) -> None:
+    """Their keys and values of those words belong to each one's prompt, and are not read in a neighbour's slot."""
+    template = "Read what somebody wrote of a film that came out last week, and say how he liked it:<prompt:5>{text} So"
+    prompts = [make_prompt(llama, template, words=words, seed=seed) for seed in range(4)]
+    asks = [Ask(prompt, {"text": "dull"}, BRIEF) for prompt in prompts]
+    async with serving(llama) as service:
+        used = make_prompt(llama, TEMPLATES[2], seed=9)
+        await service.answer_together([Ask(used, {"text": " ".join(TEXTS)}, BRIEF)] * 6, timeout_s=60)
+        cold = await service.answer_together(asks, timeout_s=60)
+        warm = await service.answer_together(asks, timeout_s=60)
+        coupled = None if words else [await service.answer_coupled(asks, timeout_s=60) for _ in range(2)]
+    async with serving(llama) as fresh:
+        for ask, *answers in zip(asks, cold, warm, strict=True):
+            alone = await fresh.answer(ask.prompt, ask.input, decoding=BRIEF, timeout_s=60)
+            for answer in answers:
+                same(alone, answer)
+    if coupled:
+        assert coupled[0].answer.token_ids == coupled[1].answer.token_ids
+        assert coupled[0].members == pytest.approx(coupled[1].members, abs=1e-3)
+
+
 async def test_multi_byte_streams_add_up_to_their_answers_and_never_split_a_character(llama: Backbone) -> None:
     """Random weights at a high temperature write stray bytes all the time."""
     prompt = make_prompt(llama, TEMPLATES[0])
