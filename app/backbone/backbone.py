@@ -23,7 +23,7 @@ from app.backbone.forward import Forward
 from app.backbone.kv import KVShape
 from app.backbone.openmp import give_team_back
 from app.backbone.packed_runner import PackedRunner
-from app.backbone.placement import check_map, choose_device, choose_dtype
+from app.backbone.placement import check_map, choose_device, choose_dtype, parameter_count
 from app.backbone.probe import ProbeResult, probe, probeable_context
 from app.backbone.product_cache import bound_product_cache
 from app.backbone.reference import ReferenceRunner
@@ -178,7 +178,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     family = family_of_config(model_config, name)
     files = sorted(folder.glob("*.safetensors"))
     device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device, parameters=sum(file.stat().st_size for file in files) // 2)
+    dtype = choose_dtype(config.dtype, device, parameters=parameter_count(files))
     model, loaded = LOADERS[family].from_pretrained(
         folder,
         config=model_config,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from app.errors import UnsupportedBackbone
 
@@ -73,6 +75,22 @@ def choose_dtype(wanted: str, device: torch.device, *, parameters: int) -> torch
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return torch.float32 if 4 * parameters <= memory // 2 else torch.bfloat16
+
+
+def parameter_count(files: Sequence[Path]) -> int:
+    """Numbers in a model's safetensors files, by their heads; in `model.safetensors` alone, where there is one.
+
+    Raises UnsupportedBackbone for a file that is damaged.
+    """
+    whole = [file for file in files if file.name == "model.safetensors"]
+    count = 0
+    for file in whole or files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise UnsupportedBackbone(f"{file.name} cannot be read: {error}", param="model") from error
+    return count
 
 
 def free_memory() -> int | None:

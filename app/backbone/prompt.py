@@ -146,6 +146,11 @@ def prompt_shapes(learned: SoftPrompt | None, template: Template, backbone: Back
 
 def _decoder_shapes(learned: EncoderDecoderPrompt, size: int, backbone: Backbone) -> dict[str, tuple[int, ...]]:
     """The encoder's part is the template's; the decoder's parts are as long as they are."""
+    for name, part in ((DECODER_PREFIX, learned.prefix), (CROSS_PREFIX, learned.cross)):
+        if part is not None and part.data.dim() != 5:
+            raise InvalidPrompt(f"{name}: keys and values have 5 dimensions, not {part.data.dim()}")
+    if learned.decoder is not None and learned.decoder.dim() != 2:
+        raise InvalidPrompt(f"{DECODER_VECTORS}: vectors have 2 dimensions, not {learned.decoder.dim()}")
     if decoder_tokens(learned) > MAX_VIRTUAL_TOKENS:
         raise InvalidPrompt(f"at most {MAX_VIRTUAL_TOKENS} virtual tokens on the decoder's side")
     shapes: dict[str, tuple[int, ...]] = {VECTORS: (size, backbone.hidden_size)} if size else {}
@@ -153,8 +158,6 @@ def _decoder_shapes(learned: EncoderDecoderPrompt, size: int, backbone: Backbone
         shapes[DECODER_VECTORS] = (learned.decoder.shape[0], backbone.hidden_size)
     for name, part in ((DECODER_PREFIX, learned.prefix), (CROSS_PREFIX, learned.cross)):
         if part is not None:
-            if part.data.dim() != 5:
-                raise InvalidPrompt(f"{name}: keys and values have 5 dimensions, not {part.data.dim()}")
             shapes[name] = _prefix_shape(backbone, part.length)
     return shapes
 

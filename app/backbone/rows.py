@@ -133,7 +133,7 @@ def _encode(tokenizer: BackboneTokenizer, template: Template, bos: Bos, fields: 
         if pending and text[: len(pending)] != pending:  # an author who wrote it himself does not get it twice
             ids += pending
         pending = []
-        if leading:
+        if leading and tokenizer.family == "causal":
             fixed = _fixed_ids(tokenizer, segment)
             prefix += len(ids) - begun + (len(fixed) if text[: len(fixed)] == fixed else 0)
         ids += text

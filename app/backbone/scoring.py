@@ -23,6 +23,7 @@ from app.backbone.score_plan import plan_scores, word_branches
 from app.backbone.shared_prefix import SharedPrefixes, share_prefixes
 from app.backbone.soft_prompt import SoftPrompt, vectors_of
 from app.backbone.verbalizer import Verbalizer
+from app.errors import InvalidRequest
 
 Asked = Verbalizer | Sequence[int]
 """What is wanted of a row: the scores of a verbalizer's labels, or the log-probabilities of an answer's tokens."""
@@ -55,7 +56,12 @@ def score_rows(
     the labels of a verbalizer, [len(answer)] for an answer.
 
     `shared` is what rows begin with, where the caller has computed it; without it, it is computed here.
+
+    Raises InvalidRequest for a row that holds nothing but its prompt's keys and values: nothing is computed for it.
     """
+    for row, prompt in zip(rows, prompts, strict=True):
+        if isinstance(prompt, PrefixKV) and row.total <= prompt.length:
+            raise InvalidRequest("there is not one token to read behind the prompt's keys and values", param="input")
     if backbone.probed.masked is not None:
         return masked_scoring.score_labels(backbone.probed.masked, rows, prompts, asked)
     if backbone.family == "seq2seq":

@@ -5,6 +5,8 @@ wrote keep their meaning; the same characters inside user text never do. To that
 accepted only if every reserved id in it stands exactly where the author wrote it; otherwise the text is cut at the
 author's special tokens and each part goes through a twin of the tokenizer that knows no added tokens at all.
 
+What a vocabulary cannot spell becomes its token for the unknown, as everywhere; those characters written out do not.
+
 Both tokenizers are built once and never changed afterwards, so they may be used from several threads.
 """
 
@@ -54,6 +56,8 @@ class BackboneTokenizer:
         self.family = family
         self.mask_id: int | None = tokenizer.mask_token_id
         self.mask_token: str | None = tokenizer.mask_token
+        self.unk_id = _unknown(tokenizer)
+        """The token of what cannot be spelled, where it has no other meaning."""
         probe = self._full.encode("a").ids
         self.begin_ids: tuple[int, ...] = () if self.bos_id is None else (self.bos_id,)
         self.end_ids: tuple[int, ...] = ()
@@ -92,11 +96,17 @@ class BackboneTokenizer:
             return list(encoding.ids)
         written = list(self._written_specials(pieces))
         found = [
-            (index, span) for index, span in zip(encoding.ids, encoding.offsets, strict=True) if index in self.reserved
+            (index, span)
+            for index, span in zip(encoding.ids, encoding.offsets, strict=True)
+            if index in self.reserved and not self._unspelled(index, text, span)
         ]
         if _same_places(written, found):
             return list(encoding.ids)
         return self._encode_apart(text, written)
+
+    def _unspelled(self, index: int, text: str, span: tuple[int, int]) -> bool:
+        """Whether this is the unknown token for characters that are not its own name."""
+        return index == self.unk_id and text[slice(*span)].strip() not in self._specials
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids, special tokens left out."""
@@ -129,12 +139,19 @@ class BackboneTokenizer:
             return []
         encoding = self._plain.encode(text, add_special_tokens=False)
         for index, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
-            if index in self.reserved:
+            if index in self.reserved and not self._unspelled(index, text, (start, stop)):
                 if stop - start < 2:
                     raise InvalidRequest(f"the character U+{ord(text[start]):04X} cannot be used with this backbone")
                 middle = (start + stop) // 2
                 return self._encode_plain(text[:middle]) + self._encode_plain(text[middle:])
         return list(encoding.ids)
+
+
+def _unknown(tokenizer: Any) -> int | None:
+    unknown: int | None = tokenizer.unk_token_id
+    others = ("bos", "eos", "pad", "mask", "cls", "sep")
+    meant = {getattr(tokenizer, f"{name}_token_id", None) for name in others}
+    return None if unknown in meant else unknown
 
 
 def _frame(whole: Sequence[int], text: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -80,7 +80,11 @@ def compile_verbalizer(tokenizer: BackboneTokenizer, words: Mapping[str, Sequenc
 def _word_ids(tokenizer: BackboneTokenizer, label: str, word: str) -> tuple[int, ...]:
     if not word.strip():
         raise InvalidVerbalizer(f"label `{label}` has an empty word", param=f"verbalizer.{label}")
-    return tuple(tokenizer.encode_answer(word))
+    ids = tuple(tokenizer.encode_answer(word))
+    if not ids or tokenizer.unk_id in ids:
+        reason = f"label `{label}` has a word that this backbone cannot spell"
+        raise InvalidVerbalizer(reason, param=f"verbalizer.{label}")
+    return ids
 
 
 def _check_distinct(labels: list[str], ids: tuple[tuple[tuple[int, ...], ...], ...]) -> None:

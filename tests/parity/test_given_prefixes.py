@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +15,13 @@ from app.backbone.kv import PrefixKV
 from app.backbone.rows import Row
 from app.backbone.runner import FastRunner, PrefillItem
 from app.engine import Event, Request, Sampling
+from app.errors import InvalidRequest
+from tests import families
 from tests.architectures import build_backbone
 from tests.engines import ends, make_engine, row_of, run, tokens_of
+from tests.families import save_backbone, workshop
 from tests.prompts import TEXTS, WORDS, make_prompt
+from tests.training_data import mood_rows
 
 MODELS = ["llama", "gpt2", "opt", "qwen2", "neox"]
 TOLERANCE = 1e-4
@@ -55,6 +61,16 @@ def test_label_scores_with_given_keys_equal_those_with_the_vectors(backbone: Bac
         assert torch.allclose(one, other, atol=TOLERANCE)
 
 
+def test_row_of_nothing_but_given_keys_is_refused_and_spoils_no_neighbour(backbone: Backbone) -> None:
+    bare = make_prompt(backbone, "<prompt:4>{text}", words=WORDS, seed=5, bos="none")
+    assert bare.vectors is not None
+    keys = prefix_of(backbone, bare.vectors)
+    full, empty = (encode_row(backbone.tokenizer, bare.template, "none", {"text": text}) for text in (TEXTS[0], ""))
+    for rows in ([full, empty], [empty, full], [empty]):
+        with pytest.raises(InvalidRequest, match="not one token"):
+            score_labels(backbone, rows, [keys] * len(rows), [bare.verbalizer] * len(rows))
+
+
 def test_answers_with_given_keys_equal_those_with_the_vectors(backbone: Backbone) -> None:
     (vectors, given), text = leading(backbone, 5, 4), {"text": TEXTS[0]}
     row = encode_row(backbone.tokenizer, vectors.template, vectors.bos, text)
@@ -91,3 +107,27 @@ def test_the_engine_answers_with_given_keys_as_with_the_vectors(backbone: Backbo
     assert tokens_of(events["vectors-text"]) == tokens_of(events["given-text"])
     label, same = (events[f"{name}-label"][-1].scores for name in ("vectors", "given"))
     assert label == pytest.approx(same, abs=TOLERANCE)
+
+
+def test_prefix_of_a_backbone_without_a_begin_token_is_learned_where_the_template_is_the_input_alone(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among the inputs without content that its calibration asks is the empty text: not one token to read."""
+
+    def save_without_frame(name: str, folder: Path) -> Path:
+        file = save_backbone(name, folder) / "tokenizer.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None}))
+        return folder
+
+    monkeypatch.setattr(families, "save_backbone", save_without_frame)
+    with workshop("gpt2", redis_url, tmp_path) as shop:
+        assert not shop.backbone.tokenizer.adds_bos
+        job = shop.train(
+            task="mood",
+            training_data={"inline": mood_rows(8)},
+            template="<prompt:6>{text}",
+            method={"type": "prefix_tuning"},
+        )
+        assert job.status == "succeeded", job.error
+        (card,) = shop.store.get_version("mood", 1).card
+        assert card.calibration is not None

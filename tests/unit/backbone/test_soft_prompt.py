@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from app.backbone.kv import PrefixKV
+from app.backbone.prompt import prompt_shapes
 from app.backbone.soft_prompt import (
     EncoderDecoderPrompt,
     SoftPrompt,
@@ -13,6 +14,9 @@ from app.backbone.soft_prompt import (
     to_tensors,
     vectors_of,
 )
+from app.backbone.template import parse_template
+from app.errors import InvalidPrompt
+from tests.architectures import build_backbone
 
 VECTORS = torch.randn(3, 8)
 KEYS = PrefixKV(torch.randn(2, 4, 2, 3, 6))
@@ -46,3 +50,17 @@ def test_a_change_reaches_every_part(prompt: SoftPrompt) -> None:
 
 def test_only_vectors_stand_at_a_templates_slots() -> None:
     assert [vectors_of(prompt) is VECTORS for prompt in FORMS] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        EncoderDecoderPrompt(prefix=PrefixKV(torch.zeros(5, 4))),
+        EncoderDecoderPrompt(cross=PrefixKV(torch.zeros(2, 4, 2, 3))),
+        EncoderDecoderPrompt(decoder=torch.zeros(())),
+        EncoderDecoderPrompt(decoder=torch.zeros(3)),
+    ],
+)
+def test_shapes_of_a_decoders_part_with_other_dimensions_are_refused(parts: EncoderDecoderPrompt) -> None:
+    with pytest.raises(InvalidPrompt, match="dimensions"):
+        prompt_shapes(parts, parse_template("{text}"), build_backbone("t5"))

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from app.backbone import BackboneConfig, load_backbone
 from app.backbone.fingerprint import fingerprint, tensor_hashes
+from app.backbone.placement import parameter_count
 from app.backbone.source import bundled_folder, locate
 from app.errors import UnsupportedBackbone
 
@@ -26,6 +28,30 @@ def test_bundled_model_loads_on_the_fast_path_with_prompt_bos_text() -> None:
     assert backbone.runner_name == "packed"
     assert backbone.tokenizer.adds_bos
     assert backbone.max_positions == 1024
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_parameters_are_counted_whatever_the_files_dtype_and_number(
+    tmp_path: Path, dtype: torch.dtype, shards: int
+) -> None:
+    for shard in range(shards):
+        name = "model.safetensors" if shards == 1 else f"model-{shard}.safetensors"
+        save_file({f"a{shard}": torch.zeros(7, 11, dtype=dtype), f"b{shard}": torch.zeros(5)}, tmp_path / name)
+    assert parameter_count(sorted(tmp_path.glob("*.safetensors"))) == shards * (7 * 11 + 5)
+
+
+def test_parameters_of_a_whole_file_beside_its_parts_are_counted_once(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "consolidated.safetensors"):
+        save_file({"a": torch.zeros(10)}, tmp_path / name)
+    assert parameter_count(sorted(tmp_path.glob("*.safetensors"))) == 10
+
+
+def test_damaged_weights_are_refused_by_their_file(model_folder: Path) -> None:
+    weights = model_folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UnsupportedBackbone, match=r"model\.safetensors cannot be read"):
+        load_backbone(BackboneConfig(source=str(model_folder), device="cpu"))
 
 
 def test_load_imports_the_code_of_no_other_architecture() -> None:

@@ -157,7 +157,9 @@ async def test_coupled_members_that_cannot_write_together_are_refused(llama: Bac
         assert await refused([Ask(text, {"text": "a"}, BRIEF), Ask(text, {"x": "a"}, BRIEF)]) is InvalidRequest
 
 
-async def test_coupled_member_whose_vectors_leave_no_room_for_the_first_ones_answer_is_too_long(llama: Backbone) -> None:
+async def test_coupled_member_that_has_no_room_for_the_first_ones_answer_is_too_long(
+    llama: Backbone,
+) -> None:
     """The first member's decoding writes for all, so that is what every one must have room for."""
     short, wide = make_prompt(llama, TEMPLATES[0]), make_prompt(llama, "<prompt:70>{text}", seed=1)
     asks = [Ask(short, {"text": "a"}, Decoding(max_tokens=120)), Ask(wide, {"text": "a"}, Decoding(max_tokens=8))]
