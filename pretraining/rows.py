@@ -7,9 +7,10 @@ full for one purpose alone: to find and drop training text that overlaps them.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from pretraining.errors import RefusedRows, WorkError
 
@@ -41,19 +42,34 @@ class RowReader:
         return list(self._rows(name, split))
 
     def protected(self) -> Iterator[tuple[str, Row]]:
-        """(set/split, row) of every dev and test row there is, and of every row of the sets held out."""
+        """(set/split, row) of every dev and test row there is, and of every row of the sets held out: however long, and
+        with every text of a field that holds several."""
         for folder in sorted(path for path in self.folder.iterdir() if path.is_dir()):
             for file in sorted(folder.glob("*.jsonl")):
                 if file.stem in Purpose.PROTECT.value or folder.name in self.held_out:
-                    for row in self._rows(folder.name, file.stem):
-                        yield f"{folder.name}/{file.stem}", row
+                    for values in self._values(folder.name, file.stem):
+                        if row := _every_text(values):
+                            yield f"{folder.name}/{file.stem}", row
 
     def _rows(self, name: str, split: str) -> Iterator[Row]:
+        for values in self._values(name, split):
+            row = {key: value for key, value in values.items() if isinstance(value, str)}
+            if row and max(map(len, row.values())) <= MAX_CHARS:
+                yield row
+
+    def _values(self, name: str, split: str) -> Iterator[dict[str, Any]]:
         file = self.folder / name / f"{split}.jsonl"
         if not file.is_file():
             raise WorkError(f"no rows at {name}/{split}.jsonl in the data folder")
         with file.open(encoding="utf-8") as lines:  # not str.splitlines: texts hold line separators of their own
-            for line in lines:
-                row = {key: value for key, value in json.loads(line).items() if isinstance(value, str)}
-                if row and max(map(len, row.values())) <= MAX_CHARS:
-                    yield row
+            yield from map(json.loads, lines)
+
+
+def _every_text(values: Mapping[str, Any]) -> Row:
+    """A field's texts by its name, those of a list with their place behind it."""
+    row: Row = {}
+    for key, value in values.items():
+        several = isinstance(value, list)
+        parts = {f"{key}.{place}": part for place, part in enumerate(value)} if several else {key: value}
+        row |= {name: part for name, part in parts.items() if isinstance(part, str)}
+    return row

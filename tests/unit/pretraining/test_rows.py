@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -38,6 +39,13 @@ def test_rows_when_there_is_no_file_say_which(world: World) -> None:
 def test_rows_when_a_field_is_longer_than_any_model_reads_are_left_out(world: World) -> None:
     write_rows(world.data / "sst2" / "train.jsonl", [{"text": "x" * 6000, "label": "positive"}, {"text": "fine"}])
     assert RowReader(world.data, ()).read("sst2", "train", Purpose.TRAIN) == [{"text": "fine"}]
+
+
+def test_rows_that_are_protected_have_any_length_and_all_texts_of_a_field(world: World) -> None:
+    rows = [{"text": "x" * 6000, "label": "positive"}, {"input": "a", "references": ["one text", "another"], "n": 3}]
+    (world.data / "sst2" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = [row for origin, row in RowReader(world.data, ()).protected() if origin == "sst2/test"]
+    assert found == [rows[0], {"input": "a", "references.0": "one text", "references.1": "another"}]
 
 
 def test_texts_of_a_recipe_when_made_hold_no_dev_or_test_row_and_none_of_a_set_held_out(
