@@ -77,7 +77,7 @@ class Limits:
 @dataclass(frozen=True)
 class TaskRows:
     """`template` has slots. `references` are the good answers to each test row; of a label task, its label. `dropped`
-    training rows had the input of a dev or a test row."""
+    rows were left out: training rows with the input of a dev or a test row, dev rows with that of a test row."""
 
     name: str
     template: Template
@@ -123,10 +123,11 @@ def read_task(files: TaskFiles, family: Family, limits: Limits, *, seed: int = 0
             train, held[kind] = split_rows(train, share, seed=0)
             notes.append(f"{kind} rows are {share:.0%} of the given ones")
     references = given["test"][1] if "test" in given else of_train
-    dev = sample_rows(held["dev"], limits.dev, seed=seed)
+    apart = _apart(held["dev"], held["test"])
+    dev = sample_rows(apart, limits.dev, seed=seed)
     test = sample_rows(held["test"], limits.test, seed=seed)
     if not dev or not test:
-        raise InvalidDataset("too few rows to hold dev and test rows back")
+        raise InvalidDataset("too few rows to hold dev and test rows back that share no input")
     kept = _apart(train, (*dev, *test))
     random.Random(seed).shuffle(kept)  # noqa: S311 - an order, not a secret
     template = _template(files.template, rows, family)
@@ -139,7 +140,7 @@ def read_task(files: TaskFiles, family: Family, limits: Limits, *, seed: int = 0
         dev=tuple(dev),
         test=tuple(test),
         references=tuple(references.get(e.row) or (str(e.label or e.output),) for e in test),
-        dropped=len(train) - len(kept),
+        dropped=len(train) - len(kept) + len(held["dev"]) - len(apart),
         notes=tuple(notes),
     )
 
@@ -165,10 +166,10 @@ def _checked(several: Any, number: int) -> tuple[str, ...]:
     return tuple(several)
 
 
-def _apart(train: Sequence[Example], held: Sequence[Example]) -> list[Example]:
-    """The training rows whose input is no held-back row's."""
+def _apart(rows: Sequence[Example], held: Sequence[Example]) -> list[Example]:
+    """The rows whose input is no held-back row's."""
     seen = {tuple(sorted(e.fields.items())) for e in held}
-    return [e for e in train if tuple(sorted(e.fields.items())) not in seen]
+    return [e for e in rows if tuple(sorted(e.fields.items())) not in seen]
 
 
 def _template(source: str | None, rows: RowSet, family: Family) -> Template:

@@ -254,12 +254,11 @@ class EngineService:
             raise CapabilityMissing("members that score labels do not write; take the mean of their answers")
         asks = [replace(ask, decoding=asks[0].decoding) for ask in asks]  # by which the first one writes for all
         async with self._admitted_rows(asks, timeout_s) as (rows, deadline):
-            members = []
+            members: list[RowRequest] = []
             for row in rows:
                 if isinstance(row, ChorusError):
                     raise row
-                members.append(row)
-            members = [replace(row, sampling=members[0].sampling) for row in members]
+                members.append(replace(row, sampling=(members or [row])[0].sampling))  # the seed is the first one's, too
             shared = common_text(members) if self._engine.shares_text else 0
             task = asks[0].prompt.task
             request = self._request(tuple(members), deadline, task, tenant, shared=shared, coupled=True)

@@ -1,6 +1,7 @@
 """Private checkpoints of a training run: one safetensors file each, its JSON state in the header, no pickle.
 
-The two newest are kept, so that a damaged one leaves the other. Two attempts of one job never write the same file.
+The two newest are kept, so that a damaged one leaves the other; those that were made for something else go, however
+far they had come. Two attempts of one job never write the same file.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
@@ -36,32 +38,49 @@ class Checkpoints:
         record = json.dumps({"identity": self._identity, "step": step, **state})
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         data = save_safetensors(contiguous, metadata={"state": record})
-        write_atomically(self._folder / f"step-{step:08d}.attempt-{self._attempt:06d}.safetensors", data)
-        for path in self._newest_first()[KEEP:]:
+        written = self._folder / f"step-{step:08d}.attempt-{self._attempt:06d}.safetensors"
+        write_atomically(written, data)
+        others = [path for path in sorted(self._named(), key=_written, reverse=True) if path != written]
+        own = [path for path in others if self._is_own(path)]
+        for path in set(others) - set(own[: KEEP - 1]):
             path.unlink(missing_ok=True)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint that can be read and was made for this plan and backbone."""
-        for path in self._newest_first():
+        for path in sorted(self._named(), reverse=True):
             try:
                 data = path.read_bytes()
                 tensors = load_safetensors(data)
-                state = _state(data)
+                state = _state(BytesIO(data))
             except (OSError, SafetensorError, ValueError, KeyError):
                 continue
             if state.get("identity") == self._identity:
                 return tensors, state
         return None
 
-    def _newest_first(self) -> list[Path]:
-        found = [(match, path) for path in self._paths() if (match := _NAME.fullmatch(path.name))]
-        return [path for _, path in sorted(found, key=lambda pair: pair[0].groups(), reverse=True)]
+    def _is_own(self, path: Path) -> bool:
+        """Whether it was made for this plan and backbone, by its header alone."""
+        try:
+            with path.open("rb") as file:
+                return _state(file).get("identity") == self._identity
+        except (OSError, ValueError, KeyError):
+            return False
 
-    def _paths(self) -> list[Path]:
-        return list(self._folder.iterdir()) if self._folder.is_dir() else []
+    def _named(self) -> list[Path]:
+        """All checkpoints that lie here, whatever they were made for. Their names sort by step."""
+        found = self._folder.iterdir() if self._folder.is_dir() else ()
+        return [path for path in found if _NAME.fullmatch(path.name)]
 
 
-def _state(data: bytes) -> dict[str, Any]:
-    length = int.from_bytes(data[:8], "little")
-    state: dict[str, Any] = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["state"])
+def _written(path: Path) -> tuple[str, str]:
+    """Sorts by when they were written: a later attempt may have begun at an earlier step."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    step, attempt = match.groups()
+    return attempt, step
+
+
+def _state(file: BinaryIO) -> dict[str, Any]:
+    length = int.from_bytes(file.read(8), "little")
+    state: dict[str, Any] = json.loads(json.loads(file.read(length))["__metadata__"]["state"])
     return state

@@ -20,11 +20,13 @@ from app.backbone.calibration import (
     content_free_prior,
     expected_calibration_error,
 )
+from app.backbone.kv import PrefixKV
 from app.backbone.soft_prompt import place
 from app.training.data import Example
 from app.training.examples import Encoded, Encoder, sample_rows
 from app.training.metrics import accuracy, bootstrap, exact_match, macro_f1, rouge_l, wilson
 from app.training.objective import answer_losses, answers, label_scores
+from app.training.servable import refusal_of
 from app.training.trainer import Judgement
 from prompt_store.models import Calibration, Metric
 
@@ -88,7 +90,8 @@ class Evaluator:
 
         def judge(prompt: SoftPrompt | None) -> Judgement:
             judged = self._judge(prompt, encoded)
-            return Judgement(judged.score, judged.loss, lower_is_better=self.metric == "loss")
+            refusal = refusal_of(prompt, self.encoder, self.backbone)
+            return Judgement(judged.score, judged.loss, lower_is_better=self.metric == "loss", refusal=refusal)
 
         return judge
 
@@ -155,7 +158,9 @@ class Evaluator:
         self, verbalizer: Verbalizer, prompt: SoftPrompt | None, scores: Floats, expected: npt.NDArray[np.int64]
     ) -> Calibration:
         """From the rows' log-scores [N, K] and label indexes [N], before and after contextual calibration."""
-        empty = self.encoder.encode_inputs(content_free_inputs(self.encoder.template.fields))
+        given = prompt.length if isinstance(prompt, PrefixKV) else 0
+        inputs = self.encoder.encode_inputs(content_free_inputs(self.encoder.template.fields))
+        empty = [one for one in inputs if one.row.total > given]  # a row needs one token to read, as when it is served
         after = calibrate(scores, content_free_prior(label_scores(self.backbone, verbalizer, prompt, empty).numpy()))
         return Calibration(
             ece=expected_calibration_error(scores, expected),

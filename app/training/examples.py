@@ -59,6 +59,10 @@ class Encoder:
         rows = [encode_row(self.tokenizer, self.template, self.bos, example.fields) for example in examples]
         return [Encoded(row, None, (), example) for row, example in zip(rows, examples, strict=True) if row.total]
 
+    def encode_next(self, example: Example) -> Encoded:
+        """An input alone, cut so that one more token fits behind it."""
+        return Encoded(self._row(example, 1), None, (), example)
+
     def is_cut(self, encoded: Encoded) -> bool:
         """Whether the example's input did not fit."""
         whole = encode_row(self.tokenizer, self.template, self.bos, encoded.example.fields)
@@ -96,7 +100,8 @@ def split_rows(examples: Sequence[Example], share: float, *, seed: int) -> tuple
 
 
 def sample_rows(examples: Sequence[Example], limit: int, *, seed: int) -> list[Example]:
-    """At most `limit` examples, labels in proportion, in their order."""
+    """At most `limit` examples in their order, labels in proportion and each with one at least; of more labels than
+    `limit` chance keeps as many."""
     if len(examples) <= limit:
         return list(examples)
     by_label: dict[str | None, list[int]] = {}
@@ -104,9 +109,23 @@ def sample_rows(examples: Sequence[Example], limit: int, *, seed: int) -> list[E
         by_label.setdefault(example.label, []).append(place)
     rng = random.Random(seed)  # noqa: S311 - a sample, not a secret
     kept: list[int] = []
-    for _, places in sorted(by_label.items(), key=lambda item: item[0] or ""):
-        kept += rng.sample(places, max(1, limit * len(places) // len(examples)))
-    return [examples[place] for place in sorted(kept)[:limit]]
+    groups = [places for _, places in sorted(by_label.items(), key=lambda item: item[0] or "")]
+    for places, count in zip(groups, _shares([len(places) for places in groups], limit, rng), strict=True):
+        kept += rng.sample(places, count)
+    return [examples[place] for place in sorted(kept)]
+
+
+def _shares(sizes: Sequence[int], limit: int, rng: random.Random) -> list[int]:
+    """How many of `limit` rows each label gets. What the rarest labels' one row is beyond their proportion, the most
+    common ones give."""
+    if len(sizes) > limit:
+        chosen = set(rng.sample(range(len(sizes)), limit))
+        return [int(place in chosen) for place in range(len(sizes))]
+    total = sum(sizes)
+    counts = [max(1, limit * size // total) for size in sizes]
+    for _ in range(sum(counts) - limit):
+        counts[counts.index(max(counts))] -= 1
+    return counts
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ class JobStore:
             for warning in plan.warnings:
                 self._records.tell(job_id, event_json("warning", warning))
             self._queue.put(job_id)
-            self._records.move(job_id, "queued", attempt=None)
+            # A worker may have it by now: only who holds a job gives it back.
+            self._records.move(job_id, "queued", attempt=None, source="validating")
         return job_id, created
 
     @reports_outage

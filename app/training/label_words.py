@@ -39,7 +39,7 @@ def search_label_words(
     """Up to WORDS words for each label, no word for two, best first. `encoder` has a template without slots and no
     verbalizer; `examples` carry labels.
 
-    Raises ValueError when a label has no row.
+    Raises ValueError when a label has no row, ContextTooLong where the template leaves no room for any.
     """
     rows = sample_rows(examples, ROWS, seed=0)
     of_row = torch.tensor([labels.index(str(example.label)) for example in rows])  # [N]
@@ -54,7 +54,7 @@ def search_label_words(
 
 def _expectations(backbone: Backbone, encoder: Encoder, rows: Sequence[Example]) -> Tensor:
     """Log-probability of every next token after each row, [N, V] float32 on the CPU."""
-    encoded = encoder.encode_inputs([example.fields for example in rows])
+    encoded = [encoder.encode_next(example) for example in rows]
     found = torch.empty(len(encoded), backbone.vocab_size)
     for places in eval_batches(encoded):
         logits = next_logits(backbone, [encoded[place].row for place in places])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.backbone import Backbone, SoftPrompt, Verbalizer, answer_logprobs, generate_greedy, score_labels
+from app.backbone.soft_prompt import decoder_tokens
 from app.training.examples import Encoded
 
 MAX_EVAL_TOKENS = 8192
@@ -60,13 +61,18 @@ def answer_losses(backbone: Backbone, prompt: SoftPrompt | None, examples: Seque
 def answers(
     backbone: Backbone, prompt: SoftPrompt | None, examples: Sequence[Encoded], *, max_tokens: int
 ) -> list[str]:
-    """The text the service would answer with, greedily, for each example in order."""
+    """The text the service would answer with, greedily, for each example in order; it ends where the context does."""
     texts = [""] * len(examples)
-    for places in eval_batches(examples, extra=max_tokens):
-        rows = [examples[place].row for place in places]
-        found = generate_greedy(backbone, rows, [prompt] * len(rows), max_tokens=max_tokens)
-        for place, generated in zip(places, found, strict=True):
-            texts[place] = backbone.tokenizer.decode(generated.tokens)
+    context = backbone.max_positions - decoder_tokens(prompt)
+    rooms = [max(1, min(max_tokens, context - one.row.total)) for one in examples]
+    for room in sorted(set(rooms), reverse=True):
+        alike = [place for place in range(len(examples)) if rooms[place] == room]
+        for batch in eval_batches([examples[place] for place in alike], extra=room):
+            places = [alike[place] for place in batch]
+            rows = [examples[place].row for place in places]
+            found = generate_greedy(backbone, rows, [prompt] * len(rows), max_tokens=room)
+            for place, generated in zip(places, found, strict=True):
+                texts[place] = backbone.tokenizer.decode(generated.tokens)
     return texts
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from app.backbone import Backbone, SoftPrompt, load_prompt, parse_template
+from app.backbone.prompt import check_prompt
 from app.backbone.soft_prompt import VECTORS, from_tensors, place, to_tensors
 from app.errors import Conflict, InvalidPrompt
 from app.training.data import Example
@@ -23,8 +24,9 @@ from app.training.gate import Gain, gain_over, passes
 from app.training.golden import golden_outputs
 from app.training.job import JobResult
 from app.training.plan import Plan
+from app.training.runs import Diverged, Outcome
 from app.training.schedule import Schedule
-from app.training.trainer import Outcome
+from app.training.servable import reading_of
 from prompt_store import (
     Alias,
     AliasNotFound,
@@ -139,7 +141,8 @@ class Publisher:
         dev: Sequence[Example],
         split: str,
     ) -> Trained:
-        """Judge the prompt, alone and next to its baselines. Raises Conflict if the task has changed meanwhile."""
+        """Judge the prompt, alone and next to its baselines. Raises Conflict if the task has changed meanwhile,
+        Diverged for a prompt that no replica would load."""
         spec = self._spec()
         learned = from_tensors(outcome.tensors)
         prompt = None if learned is None else place(learned, self._backbone.device, torch.float32)
@@ -156,10 +159,16 @@ class Publisher:
             "metadata": dict(self._plan.metadata),
             **outcome.details,
         }
+        tensors = {name: tensor.numpy() for name, tensor in outcome.tensors.items()}
+        meta = self._meta(prompt, spec, schedule)
+        try:
+            check_prompt(meta, tensors, self._backbone)
+        except InvalidPrompt as error:
+            raise Diverged(f"no replica would load what was learned: {error.message}") from error
         return Trained(
-            tensors={name: tensor.numpy() for name, tensor in outcome.tensors.items()},
+            tensors=tensors,
             prompt=prompt,
-            meta=self._meta(prompt, spec, schedule),
+            meta=meta,
             spec=spec,
             measured=measured,
             card=Evaluation(
@@ -228,6 +237,8 @@ class Publisher:
             loaded = [load_prompt(one, self._store.load(one), self._backbone) for one in current]
         except InvalidPrompt:
             return Verdict(promote=True, expected=alias.revision)  # made for another backbone: it cannot answer here
+        if any(set(one.template.fields) != set(trained[0].spec.fields) for one in loaded):
+            return Verdict(promote=True, expected=alias.revision)  # made for fields that the task has no longer
         dev = trained[0].dev
         mode = alias.ensemble.mode if alias.ensemble is not None else MODE
         before = _measure([Part(*self._evaluator.reading(one)) for one in loaded], dev, mode, metric)
@@ -268,31 +279,19 @@ class Publisher:
     def _meta(self, prompt: SoftPrompt | None, spec: TaskSpec, schedule: Schedule) -> PromptMeta:
         """Nothing in it depends on time or attempt: a resumed job makes the same blob."""
         encoder = self._evaluator.encoder
-        verbalizer = encoder.verbalizer
-        words = ids = None
-        if verbalizer is not None:
-            words = dict(zip(verbalizer.labels, verbalizer.words, strict=True))
-            ids = dict(zip(verbalizer.labels, verbalizer.ids, strict=True))
-        return PromptMeta(
-            task=self._plan.task,
-            template=encoder.template.source,
-            verbalizer=words,
-            verbalizer_ids=ids,
-            terminated=verbalizer is not None and verbalizer.terminated,
-            bos=encoder.bos,
-            method=self._plan.method.model_dump(exclude_none=True),
-            backbone=self._backbone.ref,
-            num_virtual_tokens=encoder.template.num_virtual_tokens,
-            tensors=_shapes(prompt),
-            decoding=spec.decoding,
-            golden=golden_outputs(self._backbone, encoder, prompt),
-            provenance={
+        method = self._plan.method.model_dump(exclude_none=True)
+        learned = {
+            "tensors": _shapes(prompt),
+            "decoding": spec.decoding,
+            "golden": golden_outputs(self._backbone, encoder, prompt),
+            "provenance": {
                 "job": self._job_id,
                 "data_digest": self._plan.training.digest,
                 "seed": schedule.seed,
                 "metadata": dict(self._plan.metadata),
             },
-        )
+        }
+        return reading_of(self._plan.task, method, encoder, self._backbone).model_copy(update=learned)
 
 
 class _Publish(TypedDict):

@@ -186,13 +186,15 @@ class JobRecords:
         to: Status,
         *,
         attempt: int | None,
+        source: Status | None = None,
         unless_cancelled: bool = False,
         error: JobError | None = None,
         result: JobResult | None = None,
         **about: Any,
     ) -> str:
-        """One transition. Returns `moved`, or why not: `missing`, `fenced`, `cancel`, or the state it is in."""
-        sources = ",".join(status for status, following in FOLLOWS.items() if to in following)
+        """One transition, from `source` alone if it is given. Returns `moved`, or why not: `missing`, `fenced`,
+        `cancel`, or the state it is in."""
+        sources = source or ",".join(status for status, following in FOLLOWS.items() if to in following)
         fields: list[str] = []
         if error is not None:
             fields += ["error", error.model_dump_json()]

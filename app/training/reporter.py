@@ -10,6 +10,7 @@ from typing import Any
 
 import redis
 
+from app.training.connection import is_outage
 from app.training.job import Progress
 from app.training.records import JobRecords, event_json
 from app.training.trainer import Judgement
@@ -18,7 +19,7 @@ REPORT_S = 1.0
 """Least time between two reports of progress."""
 
 AWAY_S = 5.0
-"""How long nothing is said after Redis was found away."""
+"""How long nothing is said after Redis was found away, or refused."""
 
 STORIES = 200
 """Most progress events of one run; the record itself is updated with every report."""
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Reporter:
-    """The listener of one attempt. Redis may be away: reports are lost then, training goes on."""
+    """The listener of one attempt. Redis may be away or refuse: reports are lost then, training goes on."""
 
     def __init__(
         self,
@@ -141,7 +142,9 @@ class Reporter:
             return
         try:
             held = self._records.report(self._job_id, self._attempt, **what)
-        except (redis.ConnectionError, redis.TimeoutError):
+        except redis.RedisError as error:
+            if not is_outage(error):
+                raise
             self._quiet_until = self._clock() + AWAY_S
             return
         if held != "held":

@@ -1,6 +1,7 @@
 """The trainer's process: `python -m app.training.run JOB_ID --attempt N`, started by the worker, one job each.
 
-Exit codes: 0 the job has ended, or is another's; 75 (EX_TEMPFAIL) stopped with its place saved; anything else a crash.
+Exit codes: 0 the job has ended, or is another's; 75 (EX_TEMPFAIL) stopped with its place saved, or for want of the
+store; anything else a crash.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+import redis
 import torch
 
 from app.backbone.placement import device_of
@@ -21,7 +23,7 @@ from app.errors import ChorusError, InvalidDataset
 from app.settings import Settings
 from app.telemetry import configure_logging
 from app.telemetry.tracing import current_span, entered, handed_to_us, open_tracer
-from app.training.connection import connect
+from app.training.connection import connect, is_outage
 from app.training.datasets import DatasetStore, objects_at
 from app.training.follow import Followers
 from app.training.job import JobError
@@ -81,13 +83,31 @@ def train(settings: Settings, records: JobRecords, job_id: str, attempt: int, st
     except (Lost, Fenced) as lost:
         log.info("%s: attempt %d is over: %s", job_id, attempt, lost)
         return ENDED
-    except (ChorusError, StoreError, OSError, torch.OutOfMemoryError) as error:
-        return _fail(records, job_id, attempt, error_of(error))
-    except Exception:
-        log.exception("%s: attempt %d failed", job_id, attempt)
-        message = "the trainer failed; the worker's log says how"
-        return _fail(records, job_id, attempt, JobError(code="internal_error", message=message))
+    except Exception as error:
+        try:
+            return _end(records, job_id, attempt, error)
+        except redis.RedisError as other:
+            return _leave(job_id, attempt, other)
     return ENDED
+
+
+def _end(records: JobRecords, job_id: str, attempt: int, error: Exception) -> int:
+    """The job's end by an error; one of an outage ends the attempt alone. Returns the exit code."""
+    if is_outage(error):
+        return _leave(job_id, attempt, error)
+    if isinstance(error, ChorusError | StoreError | OSError | torch.OutOfMemoryError):
+        return _fail(records, job_id, attempt, error_of(error))
+    log.error("%s: attempt %d failed", job_id, attempt, exc_info=error)
+    message = "the trainer failed; the worker's log says how"
+    return _fail(records, job_id, attempt, JobError(code="internal_error", message=message))
+
+
+def _leave(job_id: str, attempt: int, error: Exception) -> int:
+    """To a later attempt: what is out of reach is no fault of the job's. Raises any other error."""
+    if not is_outage(error):
+        raise error
+    log.warning("%s: attempt %d leaves the job to another: %s", job_id, attempt, error)
+    return STOPPED
 
 
 def error_of(error: Exception) -> JobError:

@@ -37,11 +37,13 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Judgement:
-    """A prompt on the dev rows: `score` by the task's metric, `loss` to decide between equal scores."""
+    """A prompt on the dev rows: `score` by the task's metric, `loss` to decide between equal scores. `refusal`: why no
+    replica would load it; such a prompt is never the best."""
 
     score: float
     loss: float
     lower_is_better: bool = False
+    refusal: str = ""
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -142,7 +144,9 @@ class Run:
         if self.place.done and 0 < self.place.step <= self.place.bad_steps:  # ended early: it has learned nothing
             return Diverged("no step gave a finite loss; try a smaller learning rate")
         if self.place.done and self.place.best is None:
-            return Diverged("no evaluation gave a finite loss; try a smaller learning rate")
+            return Diverged(
+                "no evaluation gave a finite loss and vectors that replicas load; try a smaller learning rate"
+            )
         return None
 
     @property
@@ -197,14 +201,19 @@ class Run:
         with torch.no_grad():
             prompt = map_parts(self.prompt(), Tensor.detach)
             judgement = self._judge(prompt)
-        better = math.isfinite(judgement.loss) and (place.best is None or judgement.rank > place.best.rank)
+        usable = math.isfinite(judgement.loss) and not judgement.refusal
+        better = usable and (place.best is None or judgement.rank > place.best.rank)
         if better:
             place.best, place.best_step = judgement, place.step
             on_host = map_parts(prompt, lambda part: part.to("cpu", torch.float32, copy=True))
             place.best_tensors = to_tensors(on_host)
         # A falling loss is progress too: the score of a few hundred rows moves in steps, and by chance.
-        place.stale_evaluations = 0 if better or judgement.loss < place.lowest_loss else place.stale_evaluations + 1
-        place.lowest_loss = min(place.lowest_loss, judgement.loss)
+        progress = better or (usable and judgement.loss < place.lowest_loss)
+        place.stale_evaluations = 0 if progress else place.stale_evaluations + 1
+        if usable:
+            place.lowest_loss = min(place.lowest_loss, judgement.loss)
+        if judgement.refusal:
+            self._listener.warned(f"step {place.step}: replicas would refuse this prompt, {judgement.refusal}")
         self._listener.evaluated(place.step, judgement, best=better)
 
     def prune(self) -> None:

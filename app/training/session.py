@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +20,11 @@ import redis
 from app.backbone import Backbone
 from app.telemetry.tracing import Stages
 from app.training.checkpoints import Checkpoints
+from app.training.connection import is_outage
 from app.training.contest import Contest
 from app.training.cotraining import MICRO_TOKENS, CoTrainer
-from app.training.data import Example
-from app.training.datasets import DatasetStore
+from app.training.data import Example, RowSet
+from app.training.datasets import DatasetStore, PinnedData
 from app.training.evaluate import Evaluator
 from app.training.examples import Encoded, Encoder, split_rows
 from app.training.gradients import Fill
@@ -75,13 +77,13 @@ class Context:
 
 
 class Session:
-    """One attempt. Raises what goes wrong; `run.py` makes the job's end of it."""
+    """One attempt. Raises what goes wrong, Interrupted while it is made, too; `run.py` makes the job's end of it."""
 
     def __init__(self, context: Context, job_id: str, attempt: int) -> None:
         self._context = context
         self._job_id = job_id
         self._attempt = attempt
-        self._plan: Plan = context.records.plan(job_id)
+        self._plan: Plan = self._patiently(lambda: context.records.plan(job_id))
         self._method = METHODS[self._plan.method.type]
         self._stages = Stages()
 
@@ -121,7 +123,9 @@ class Session:
             outcome = trainer.run()
         self._move("evaluating")
         publisher = self._publisher(self._plan, evaluator)
-        trained = publisher.describe(outcome, schedule, peak_rate, train=train, dev=dev, split=split)
+        trained = self._patiently(
+            lambda: publisher.describe(outcome, schedule, peak_rate, train=train, dev=dev, split=split)
+        )
         reporter.measured(trained.metrics)
         self._move("publishing")
         self._finish(publisher, [trained])
@@ -144,17 +148,16 @@ class Session:
             about = {"member": one.number, "settings": one.member.settings}
             if one is best[0]:
                 about["sweep"] = contest.table(best)
-            outcome = one.run.outcome
-            trained.append(
-                self._publisher(one.plan, one.evaluator).describe(
-                    replace(outcome, details={**outcome.details, **about}),
-                    one.schedule,
-                    one.run.peak_rate,
-                    train=prepare.train,
-                    dev=dev,
-                    split=split,
-                )
+            describe = partial(
+                self._publisher(one.plan, one.evaluator).describe,
+                replace(one.run.outcome, details={**one.run.outcome.details, **about}),
+                one.schedule,
+                one.run.peak_rate,
+                train=prepare.train,
+                dev=dev,
+                split=split,
             )
+            trained.append(self._patiently(describe))
         trained, together = join(trained)
         reporter.measured(trained[0].metrics | {"member": best[0].number} | together)
         self._move("publishing")
@@ -179,15 +182,18 @@ class Session:
 
     def _examples(self) -> tuple[list[Example], list[Example], str]:
         """(training, dev, name of the dev split)."""
-        rows = self._context.datasets.read(self._plan.training)
+        rows = self._read(self._plan.training)
         if self._plan.validation is not None:
-            return list(rows.examples), list(self._context.datasets.read(self._plan.validation).examples), "validation"
+            return list(rows.examples), list(self._read(self._plan.validation).examples), "validation"
         count = len(rows.examples)
         share = self._plan.split
         if share is None:
             share = min(SMALL_SPLIT if count < SMALL_SET else LARGE_SPLIT, MAX_DEV_ROWS / count)
         train, dev = split_rows(rows.examples, share, seed=0)
         return (train, dev, "dev") if dev else (train, train, "train")
+
+    def _read(self, pinned: PinnedData) -> RowSet:
+        return self._patiently(lambda: self._context.datasets.read(pinned))
 
     def _search(
         self,
@@ -211,7 +217,7 @@ class Session:
             listener=reporter,
             checkpoints=self._checkpoints(),
             checkpoint_s=context.checkpoint_s,
-            read=lambda reference: read_version(context.store, context.backbone, reference),
+            read=lambda name: self._patiently(lambda: read_version(context.store, context.backbone, name)),
         )
         outcome, found = search.run()
         reporter.settled(f"the best found: {found.source}")
@@ -229,7 +235,7 @@ class Session:
         reporter: Reporter,
     ) -> Trainer:
         context, encoder = self._context, evaluator.encoder
-        settled, learner = prepare.begin(self._plan, schedule, encoder, encoded)
+        settled, learner = self._patiently(lambda: prepare.begin(self._plan, schedule, encoder, encoded))
         if settled != self._plan.method:
             self._plan = self._plan.model_copy(update={"method": settled})
             reporter.settled(f"the method is settled: {settled.model_dump_json(exclude_none=True)}")
@@ -308,13 +314,15 @@ class Session:
             return JobResult.of(versions), Verdict(promote=False)
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        """The call's result, asked for again while Redis is away or the disk refuses. Every call made so may be
-        repeated without harm. Raises Interrupted, StorageFailed."""
+        """The call's result, asked for again while Redis is away or refuses, or the disk does. Every call made so may
+        be repeated without harm. Raises Interrupted, StorageFailed."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 return call()
-            except (StoreUnavailable, redis.ConnectionError, redis.TimeoutError) as error:
+            except (StoreUnavailable, redis.RedisError) as error:
+                if not isinstance(error, StoreUnavailable) and not is_outage(error):
+                    raise
                 if self._context.stop.is_set():
                     raise Interrupted from None
                 if time.monotonic() > deadline:

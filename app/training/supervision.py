@@ -11,12 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 import redis
 
 from app.settings import Settings
 from app.telemetry.tracing import NOTHING, Facts, Span, Tracer, current_span, entered, handed_on
+from app.training.connection import despite_outage, is_outage
 from app.training.job import JobError, JobResult
 from app.training.process import environment
 from app.training.queue import QUEUE_FACTS, QUEUE_NAME
@@ -81,7 +81,7 @@ class Supervisor:
             return NOTHING
         facts: Facts = {"chorus.job.id": job_id, "chorus.job.attempt": attempt, **QUEUE_FACTS}
         traceparent = None
-        with suppress(redis.ConnectionError, redis.TimeoutError):  # a trace is no reason to lose a job
+        with despite_outage(f"{job_id}: its trace begins anew"):  # a trace is no reason to lose a job
             traceparent = self._records.trace(job_id)
         name = f"process {QUEUE_NAME}"
         span = self._tracer.begin(name, facts, kind="consumer", traceparent=traceparent, began=began)
@@ -102,7 +102,8 @@ class Supervisor:
             self._watch(trainer, job_id, attempt, beat)
         finally:
             _end(trainer)
-            self._quietly(lambda: self._records.unregister_trainer(self._host, self._name))
+            with despite_outage(f"{job_id}: its trainer is still counted"):
+                self._records.unregister_trainer(self._host, self._name)
         return self._settle(job_id, attempt, trainer.returncode)
 
     def _published_before(self, job_id: str, attempt: int) -> bool:
@@ -131,7 +132,9 @@ class Supervisor:
                 self._records.register_trainer(self._host, self._name, ttl_s=self._settings.job_lease_s)
                 beat()
                 heard = time.monotonic()
-            except (redis.ConnectionError, redis.TimeoutError, StoreError) as error:
+            except (redis.RedisError, StoreError) as error:
+                if not isinstance(error, StoreError) and not is_outage(error):
+                    raise
                 log.warning("%s: no sign of life could be given: %s", job_id, error)
             if held == "lost" and not self._is_ending(job_id, attempt, since := since or time.monotonic()):
                 trainer.kill()
@@ -146,7 +149,9 @@ class Supervisor:
         """Whether the job has ended in this attempt, as a rule by its trainer, which may still tell its trace."""
         try:
             job = self._records.get(job_id)
-        except (redis.ConnectionError, redis.TimeoutError):
+        except redis.RedisError as error:
+            if not is_outage(error):
+                raise
             return False
         return job.ended and job.attempt == attempt and time.monotonic() - since < ENDING_S
 
@@ -174,12 +179,6 @@ class Supervisor:
 
     def _forget(self, job_id: str) -> None:
         shutil.rmtree(job_folder(self._settings.data_dir, job_id), ignore_errors=True)
-
-    def _quietly(self, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            log.warning("not said: %s", error)
 
 
 def give_up(records: JobRecords, store: PromptStore, job_id: str, *, attempt: int | None) -> None:

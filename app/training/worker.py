@@ -25,7 +25,7 @@ from rq.worker_registration import clean_worker_registry
 from app.settings import Settings
 from app.telemetry import configure_logging
 from app.telemetry.tracing import open_tracer
-from app.training.connection import connect
+from app.training.connection import connect, despite_outage, is_outage
 from app.training.job import JOB_ID
 from app.training.queue import Dispatcher, open_queue
 from app.training.reaper import Reaper
@@ -59,14 +59,16 @@ class TrainingWorker(SimpleWorker):
         return connection
 
     def serve(self, stop: threading.Event) -> None:
-        """Take jobs until `stop`. Redis may go away and come back."""
+        """Take jobs until `stop`. Redis may go away and come back, or refuse for a while."""
         while not stop.is_set():
             try:
                 self._serve_while_connected(stop)
-            except (redis.ConnectionError, redis.TimeoutError, StoreError) as error:
+            except (redis.RedisError, StoreError) as error:
+                if not isinstance(error, StoreError) and not is_outage(error):
+                    raise
                 log.warning("the store is out of reach, trying again: %s", error)
                 stop.wait(RETRY_S)
-        with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
+        with despite_outage("the queue was not told that this worker goes"):
             self.register_death()
 
     def _serve_while_connected(self, stop: threading.Event) -> None:
@@ -151,7 +153,9 @@ def _connected_worker(client: redis.Redis, name: str, *parts: Any) -> TrainingWo
     while not stop.is_set():
         try:
             return TrainingWorker(open_queue(client), name, *rest)
-        except (redis.ConnectionError, redis.TimeoutError) as error:
+        except redis.RedisError as error:
+            if not is_outage(error):
+                raise
             log.warning("Redis is out of reach, trying again: %s", error)
             stop.wait(RETRY_S)
     return None

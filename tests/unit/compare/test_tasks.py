@@ -32,11 +32,32 @@ def test_training_rows_that_are_test_rows_are_left_out(tmp_path: Path) -> None:
     files = TaskFiles(
         name="mood",
         data=written(tmp_path / "train.jsonl", rows),
-        dev=written(tmp_path / "dev.jsonl", rows[:6]),
+        dev=written(tmp_path / "dev.jsonl", rows[:4]),
         test=written(tmp_path / "test.jsonl", rows[4:12]),
     )
     task = read_task(files, "causal", Limits())
     assert (len(task.train), task.dropped, task.notes) == (28, 12, ())
+
+
+def test_dev_rows_that_are_test_rows_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = mood_rows(60)
+    files = TaskFiles(
+        name="mood",
+        data=written(tmp_path / "train.jsonl", rows[:30]),
+        dev=written(tmp_path / "dev.jsonl", rows[30:50]),
+        test=written(tmp_path / "test.jsonl", rows[44:60]),
+    )
+    task = read_task(files, "causal", Limits(dev=14, test=4))
+    assert {e.fields["text"] for e in task.dev} == {row["text"] for row in rows[30:44]}
+    assert (len(task.test), task.dropped) == (4, 6)
+
+
+def test_dev_rows_that_are_all_test_rows_are_too_few(tmp_path: Path) -> None:
+    rows = mood_rows(40)
+    held = written(tmp_path / "held.jsonl", rows[:8])
+    files = TaskFiles(name="mood", data=written(tmp_path / "train.jsonl", rows[8:]), dev=held, test=held)
+    with pytest.raises(InvalidDataset, match="share no input"):
+        read_task(files, "causal", Limits())
 
 
 def test_limits_keep_labels_in_proportion(tmp_path: Path) -> None:
@@ -49,11 +70,14 @@ def test_limits_keep_labels_in_proportion(tmp_path: Path) -> None:
 
 def test_rows_with_references_are_learned_by_the_first_and_judged_by_all(tmp_path: Path) -> None:
     train = [{"input": f"name {n}", "output": f"it is number {n} of the list"} for n in range(8)]
-    test = [{"input": f"other {n}", "references": [f"one {n} is it", f"two {n}"]} for n in range(4)]
+    dev, test = (
+        [{"input": f"{kind} {n}", "references": [f"one {n} is it", f"two {n}"]} for n in range(4)]
+        for kind in ("another", "other")
+    )
     files = TaskFiles(
         name="say",
         data=written(tmp_path / "train.jsonl", train),
-        dev=written(tmp_path / "dev.jsonl", test),
+        dev=written(tmp_path / "dev.jsonl", dev),
         test=written(tmp_path / "test.jsonl", test),
     )
     task = read_task(files, "causal", Limits())

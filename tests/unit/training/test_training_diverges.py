@@ -1,4 +1,5 @@
-"""A job whose loss is not finite: it ends as that, publishes nothing, and leaves what is served alone."""
+"""A job whose loss is not finite, or whose vectors grow beyond what replicas load: it ends as that, publishes nothing,
+and leaves what is served alone."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from app.backbone import load_prompt, prompt
 from app.settings import Settings
-from app.training import gradients, run
+from app.training import evaluate, gradients, run
 from app.training.job import Job
 from app.training.jobs import JobStore
 from app.training.session import Context
@@ -50,3 +52,43 @@ def test_job_whose_loss_is_never_finite_fails_as_diverged_and_publishes_nothing(
     assert store.find_publication(job_id) is None
     assert [version.number for version in store.list_versions("mood")[0]] == [1]
     assert store.get_alias("mood", "prod").version == 1
+
+
+@pytest.mark.parametrize("sweep", [None, {"seed": [1, 2]}], ids=["one", "sweep"])
+@pytest.mark.parametrize("judged", [True, False], ids=["seen by the judge", "seen before it is published"])
+def test_job_whose_vectors_no_replica_would_load_fails_as_diverged_and_publishes_nothing(
+    attempt: Callable[..., Job],
+    context: Context,
+    jobs: JobStore,
+    store: PromptStore,
+    monkeypatch: pytest.MonkeyPatch,
+    sweep: dict[str, Any] | None,
+    judged: bool,
+) -> None:
+    attempt()
+    monkeypatch.setattr(run, "_context", lambda *_: context)
+    monkeypatch.setattr(prompt, "_MAX_NORM_RATIO", 1e-3)
+    if not judged:
+        monkeypatch.setattr(evaluate, "refusal_of", lambda *_: "")
+    more = {} if sweep is None else {"sweep": sweep}
+    job_id = jobs.submit(short_request(hyperparameters=NUMBERS, **more))[0].id
+    number = context.records.claim(job_id, "here")
+    settings = Settings.model_validate({"redis_url": "unix:///nothing"})
+    assert run.train(settings, context.records, job_id, number, threading.Event()) == run.ENDED
+    job = jobs.get(job_id)
+    assert (job.status, job.result, job.error and job.error.code) == ("failed", None, "diverged")
+    assert store.find_publication(job_id) is None
+    assert [version.number for version in store.list_versions("mood")[0]] == [1]
+    assert store.get_alias("mood", "prod").version == 1
+
+
+def test_job_whose_vectors_outgrow_what_replicas_load_publishes_an_earlier_step_that_they_load(
+    attempt: Callable[..., Job], context: Context, jobs: JobStore, store: PromptStore
+) -> None:
+    numbers = NUMBERS | {"learning_rate": 10, "n_epochs": 10}
+    job = attempt(hyperparameters=numbers)
+    told = [event.message for event in jobs.events(job.id) if event.type == "warning"]
+    assert "replicas would refuse this prompt, a vector of norm" in told[-1]
+    version = store.get_version("mood", 1)
+    assert load_prompt(version, store.load(version), context.backbone).version == 1
+    assert job.status == "succeeded"

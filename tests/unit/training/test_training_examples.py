@@ -45,6 +45,21 @@ def test_sample_keeps_labels_in_proportion_and_rows_in_order() -> None:
     assert [example.row for example in found] == sorted(example.row for example in found)
 
 
+def test_sample_of_rare_labels_keeps_each_and_takes_the_excess_from_the_common_one() -> None:
+    rows = labelled(common=5000, **{f"rare{n:02}": 5 for n in range(99)})
+    found = Counter(example.label for example in sample_rows(rows, 300, seed=0))
+    assert (sum(found.values()), len(found), found["common"]) == (300, 100, 201)
+
+
+def test_sample_of_more_labels_than_rows_keeps_labels_by_chance_and_not_by_place() -> None:
+    rows = labelled(**{f"label{n:03}": 2 for n in range(100)})
+    samples = [sample_rows(rows, 20, seed=seed) for seed in range(3)]
+    assert [len({example.label for example in one}) for one in samples] == [20, 20, 20]
+    assert max(example.row for example in samples[0]) > 100
+    assert len({tuple(example.row for example in one) for one in samples}) == 3
+    assert sample_rows(rows, 20, seed=1) == samples[1]
+
+
 def test_batches_meet_every_example_once_an_epoch_and_go_on_from_any_step() -> None:
     order = Batches(lengths=tuple((7 * n) % 50 for n in range(101)), batch_size=8, seed=3)
     steps = list(islice(order.from_step(0), 3 * order.per_epoch))

@@ -12,7 +12,7 @@ from app.training.gate import Gain, gain_over, passes
 from app.training.job import Job
 from app.training.publishing import Publisher
 from app.training.requests import Publish
-from prompt_store import AliasTarget, PromptStore, Share
+from prompt_store import AliasTarget, PromptStore, Share, TaskSpec
 
 
 def measured(outcomes: list[float], metric: Any = "accuracy") -> Measured:
@@ -199,3 +199,19 @@ def test_another_metric_than_the_tasks_own_decides_where_asked(attempt: Callable
     told = card.details["compared_with"]
     assert (told["metric"], card.metric) == ("loss", "accuracy")
     assert job.result.promoted is (card.details["loss"] < told["score"])
+
+
+@pytest.mark.parametrize("fields", [("text", "title"), ("title",)])
+def test_version_made_before_the_tasks_fields_changed_does_not_count(
+    attempt: Callable[..., Job], store: PromptStore, fields: tuple[str, ...]
+) -> None:
+    attempt()
+    store.put_task("mood", TaskSpec(fields=fields, labels=("bad", "good")))
+    rows = [{name: f"{name} {n}" for name in fields} | {"label": ("bad", "good")[n % 2]} for n in range(16)]
+    job = attempt(
+        training_data={"inline": rows},
+        template="<prompt:4>" + " ".join(f"{{{name}}}" for name in fields) + " So:",
+        publish={"when": "better_than_current"},
+    )
+    assert (job.status, job.result and job.result.promoted) == ("succeeded", True)
+    assert store.get_alias("mood", "prod").version == 2

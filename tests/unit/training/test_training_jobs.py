@@ -121,6 +121,22 @@ def test_job_whose_submission_died_before_the_queue_is_still_claimable(
     assert records.claim(job.id, "w") == 1
 
 
+def test_job_that_is_claimed_before_its_submission_has_said_so_stays_its_workers(
+    jobs: JobStore, records: JobRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = Dispatcher.put
+
+    def put_and_claim(self: Dispatcher, job_id: str) -> None:
+        put(self, job_id)
+        assert records.claim(job_id, "w") == 1
+
+    monkeypatch.setattr(Dispatcher, "put", put_and_claim)
+    job, created = jobs.submit(mood_request())
+    assert (job.status, job.attempt, created) == ("running", 1, True)
+    assert records.beat(job.id, 1) == "held"
+    assert [event.message for event in jobs.events(job.id) if event.type == "status"] == ["validating", "running"]
+
+
 def test_redis_out_of_reach_is_reported_as_such(tmp_path: Path, store: PromptStore) -> None:
     with connect(f"unix://{tmp_path}/nothing") as client:
         jobs = JobStore(client, store, DatasetStore(client, tmp_path / "d"), lease_s=LEASE_S)

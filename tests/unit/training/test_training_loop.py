@@ -185,6 +185,39 @@ def test_two_newest_checkpoints_are_kept_and_nothing_else(backbone: Backbone, tm
     assert KEEP == 2
 
 
+def test_job_that_begins_anew_keeps_its_own_checkpoints_and_not_later_ones_of_another_plan(tmp_path: Path) -> None:
+    def saved(identity: str, *steps: int, attempt: int = 1) -> Checkpoints:
+        checkpoints = Checkpoints(tmp_path, attempt=attempt, identity=identity)
+        for step in steps:
+            checkpoints.save(step, {"at": torch.tensor([float(step)])}, {})
+        return checkpoints
+
+    saved("before", 400, 500)
+    found = saved("now", 10, attempt=2).load()
+    assert found is not None
+    assert (found[0]["at"].item(), found[1]["step"]) == (10.0, 10)
+    saved("now", 20, 30, attempt=2)
+    assert sorted(path.name[:13] for path in tmp_path.iterdir()) == ["step-00000020", "step-00000030"]
+
+
+def test_prompt_that_replicas_would_refuse_is_not_kept_however_good_it_is(backbone: Backbone, tmp_path: Path) -> None:
+    good = (Judgement(0.5, 1.0), Judgement(0.4, 1.1))
+    judged = iter((*good, *[Judgement(0.9, 0.1, refusal="a vector of norm 3e+04")] * 50))
+    witness = Witness()
+    outcome = build(backbone, tmp_path, witness, steps=40, judge=lambda _: next(judged), checkpoint_s=60).run()
+    assert (outcome.best_step, outcome.judgement.score, outcome.stopped_early) == (2, 0.5, True)
+    assert witness.warnings[0] == "step 6: replicas would refuse this prompt, a vector of norm 3e+04"
+
+
+def test_judge_says_why_replicas_would_refuse_vectors_beyond_reason(backbone: Backbone) -> None:
+    encode = encoder(backbone)
+    judge = Evaluator(backbone, encode, "accuracy", max_tokens=8, seed=0).quick_judge(parse_rows(mood_rows()).examples)
+    size = encode.template.num_virtual_tokens
+    vectors = torch.full((size, backbone.hidden_size), backbone.embedding_norm)
+    assert judge(vectors).refusal == ""
+    assert "a vector of norm" in judge(1e4 * vectors).refusal
+
+
 def test_full_disk_at_a_checkpoint_is_warned_of_and_training_goes_on(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
