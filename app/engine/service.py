@@ -258,7 +258,7 @@ class EngineService:
             for row in rows:
                 if isinstance(row, ChorusError):
                     raise row
-                members.append(replace(row, sampling=(members or [row])[0].sampling))  # the seed is the first one's, too
+                members.append(replace(row, sampling=(members or [row])[0].sampling))  # by one seed
             shared = common_text(members) if self._engine.shares_text else 0
             task = asks[0].prompt.task
             request = self._request(tuple(members), deadline, task, tenant, shared=shared, coupled=True)
