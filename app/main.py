@@ -97,7 +97,8 @@ def serve(settings: Settings) -> None:
     configure_logging(settings.log_level, settings.log_format)
     check_extra(settings.otlp_endpoint)
     with closing(bind(settings.host, settings.port)) as listener:
-        keys = "asked for" if access.directory.has_keys else "none asked for: only this machine gets here"
+        asked = access.directory.has_keys or access.directory.unread
+        keys = "asked for" if asked else "none asked for: only this machine gets here"
         where = {"host": settings.host, "port": listener.getsockname()[1]}
         log.info("starting", extra={**where, "model": settings.model, "keys": keys})
         app = create_app(settings, backbone=load_backbone(_backbone_config(settings)), access=access)
@@ -216,7 +217,7 @@ async def _install_starters(store: PromptStore, backbone: Backbone) -> None:
     try:
         installed = await asyncio.to_thread(install_starters, store, backbone.fingerprint)
     except StoreError as error:
-        log.warning("starter prompts not installed", extra={"code": error.code})
+        log.warning("starter prompts not installed", extra={"code": error.code, "why": error.message})
         return
     if installed:
         log.info("starter prompts installed", extra={"tasks": installed})

@@ -16,7 +16,8 @@
     │   ├── VersionInUse       an alias still points to the version
     │   └── Fenced             a newer holder of the job has taken over
     ├── CorruptBlob            stored bytes are not what their record says: digest, size, kind of file, metadata
-    ├── CorruptRecord          a record file whose seal is broken: `fsck` names it, `rebuild` writes it anew
+    ├── CorruptRecord          a record file whose seal is broken: `fsck` names it, `rebuild` writes it anew; or a value
+    │                          of the metadata server that cannot be read, because it is damaged or of a newer format
     ├── InvalidManifest        a saved snapshot that cannot be trusted; there is nothing to fall back to but the server
     └── StoreUnavailable       metadata server or blob directory out of reach; the same call may work later
         ├── StorageFailed      the disk of blobs and record files cannot be read or written: it is read-only, or broken

@@ -63,7 +63,8 @@ class MemoryMetadata:
                 task = entry.task.model_copy(update={"spec": spec, "updated_at": at})
                 entry = self._entries[name] = entry.model_copy(update={"task": task})
                 self._emit("task", task, at)
-            return Change(epoch=self._epoch, task_id=entry.task.id, entry=entry)
+            task_id = entry.task.id
+            return Change(epoch=self._epoch, task_id=task_id, entry=entry, created=task_id == new_task_id)
 
     def _create_task(self, name: str, spec: TaskSpec, task_id: str, at: float) -> TaskEntry:
         task = Task(name=name, id=task_id, spec=spec, created_at=at, updated_at=at)

@@ -20,6 +20,7 @@ from prompt_store.breaker import Breaker, CircuitOpen, retry_of
 from prompt_store.errors import (
     AliasNotFound,
     Conflict,
+    CorruptRecord,
     Fenced,
     RevisionMismatch,
     StoreBehind,
@@ -75,7 +76,8 @@ class RedisMetadata:
         if reply[0] == "labels":
             raise Conflict(f"the labels of task {name} may not change while it has versions", param="labels")
         entry = redis_records.read_task_line(name, reply[2])
-        return Change(epoch=int(reply[1]), task_id=entry.task.id, entry=entry)
+        task_id = entry.task.id  # an id is given once: a task of this one was made by this call, sent again or not
+        return Change(epoch=int(reply[1]), task_id=task_id, entry=entry, created=task_id == new_task_id)
 
     def delete_task(self, name: str, *, at: float, floor: int) -> Change:
         reply = self._run(scripts.DELETE_TASK, floor, at, name, retry=False)
@@ -218,8 +220,9 @@ class RedisMetadata:
     def find_publication(self, publication: str) -> list[Version]:
         with _unavailable():
             fields: Any = self._client.hmget(keys.PUBLICATIONS, member_keys(publication))
-        found = [field.partition(":") for field in fields if field]
-        return self._versions(found[0][0], [int(number) for _, _, number in found]) if found else []
+            parts = (field.partition(":") for field in fields if field)
+            found = [(task_id, int(number)) for task_id, _, number in parts]
+        return self._versions(found[0][0], [number for _, number in found]) if found else []
 
     def events(self, after: str, *, limit: int, block_ms: int | None) -> list[Event]:
         deadline = time.monotonic() + (block_ms or 0) / 1000
@@ -281,7 +284,8 @@ def _connect(url: str, timeout_s: float, retry: Retry) -> redis.Redis:
 
 @contextmanager
 def _unavailable(outcome: str | None = None) -> Iterator[None]:
-    """Turn every error of the client into StoreUnavailable, without its text, which may hold an address."""
+    """Turn every error of the client into StoreUnavailable, without its text, which may hold an address, and values
+    that are no text or no numbers into CorruptRecord."""
     try:
         yield
     except CircuitOpen as error:
@@ -289,6 +293,8 @@ def _unavailable(outcome: str | None = None) -> Iterator[None]:
     except redis.RedisError as error:
         message = f"the metadata server does not answer ({type(error).__name__})"
         raise StoreUnavailable(f"{message}; {outcome}" if outcome else message) from error
+    except ValueError as error:
+        raise CorruptRecord("the metadata server holds a value that cannot be read") from error
 
 
 def _no_task(name: str) -> TaskNotFound:

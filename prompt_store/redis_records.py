@@ -1,13 +1,27 @@
-"""The lines and JSON that stand in Redis values, to and from records. Pure; the scripts read the same forms."""
+"""The lines and JSON that stand in Redis values, to and from records. Pure; the scripts read the same forms.
+
+What reads a value raises CorruptRecord for one that is damaged, or that a newer version of the program has written.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from prompt_store.errors import CorruptRecord
 from prompt_store.metadata import AliasEntry, Content, Draft, Dump, TaskEntry, Tombstone
 from prompt_store.models import AliasTarget, Evaluation, Event, Share, Task, TaskSpec, Version
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn what a value that is no record leads to into CorruptRecord, without its text, which may be a user's."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError) as error:  # pydantic's among them
+        raise CorruptRecord(f"the metadata server holds {what} that cannot be read") from error
 
 
 def spec_json(spec: TaskSpec) -> str:
@@ -26,15 +40,16 @@ def task_line(entry: TaskEntry) -> str:
 
 
 def read_task_line(name: str, line: str) -> TaskEntry:
-    task_id, base, created_at, updated_at, _, spec = line.split("\n", 5)
-    task = Task(
-        name=name,
-        id=task_id,
-        spec=TaskSpec.model_validate_json(spec),
-        created_at=float(created_at),
-        updated_at=float(updated_at),
-    )
-    return TaskEntry(task=task, base=int(base))
+    with reading(f"a record of the task {name}"):
+        task_id, base, created_at, updated_at, _, spec = line.split("\n", 5)
+        task = Task(
+            name=name,
+            id=task_id,
+            spec=TaskSpec.model_validate_json(spec),
+            created_at=float(created_at),
+            updated_at=float(updated_at),
+        )
+        return TaskEntry(task=task, base=int(base))
 
 
 def content_body(task: str, content: Content, at: float) -> str:
@@ -59,11 +74,12 @@ def version_field(task_id: str, number: int | str) -> str:
     return f"{task_id}:{number}"
 
 
-def read_version(field: str, body: str, state: str, card: str | None) -> Version:
-    task_id, _, number = field.partition(":")
-    fields: dict[str, Any] = json.loads(body)
-    fields.update(task_id=task_id, number=int(number), state=state, card=read_card(card))
-    return Version.model_validate(fields)
+def read_version(field: str, body: str, state: str | None, card: str | None) -> Version:
+    with reading(f"a record of the version {field}"):
+        task_id, _, number = field.partition(":")
+        fields: dict[str, Any] = {**json.loads(body)}
+        fields.update(task_id=task_id, number=int(number), state=state, card=read_card(card))
+        return Version.model_validate(fields)
 
 
 def evaluation_line(evaluation: Evaluation) -> str:
@@ -83,11 +99,12 @@ def alias_lines(entries: Sequence[AliasEntry]) -> str:
 
 
 def read_alias_lines(lines: str | None) -> tuple[AliasEntry, ...]:
-    rows = (line.split(" ") for line in (lines or "").split("\n") if line)
-    return tuple(
-        AliasEntry(name=name, revision=int(revision), updated_at=float(updated_at), **read_target_word(target))
-        for name, revision, updated_at, target in rows
-    )
+    with reading("aliases"):
+        rows = (line.split(" ") for line in (lines or "").split("\n") if line)
+        return tuple(
+            AliasEntry(name=name, revision=int(revision), updated_at=float(updated_at), **read_target_word(target))
+            for name, revision, updated_at, target in rows
+        )
 
 
 def target_word(target: AliasTarget) -> str:
@@ -111,18 +128,19 @@ def read_target_word(word: str) -> dict[str, Any]:
 
 
 def read_event(event_id: str, fields: Mapping[str, str]) -> Event:
-    return Event.model_validate(
-        {
-            "id": event_id,
-            "epoch": int(fields["epoch"]),
-            "kind": fields["kind"],
-            "task": fields["task"],
-            "task_id": fields["task_id"],
-            "version": int(fields["version"]) if fields["version"] else None,
-            "alias": fields["alias"] or None,
-            "at": float(fields["at"]),
-        }
-    )
+    with reading(f"an event {event_id}"):
+        return Event.model_validate(
+            {
+                "id": event_id,
+                "epoch": int(fields["epoch"]),
+                "kind": fields["kind"],
+                "task": fields["task"],
+                "task_id": fields["task_id"],
+                "version": int(fields["version"]) if fields["version"] else None,
+                "alias": fields["alias"] or None,
+                "at": float(fields["at"]),
+            }
+        )
 
 
 def grave_line(tombstone: Tombstone) -> str:
@@ -132,15 +150,16 @@ def grave_line(tombstone: Tombstone) -> str:
 def read_graves(graves: Mapping[str, str], publications: Mapping[str, str]) -> tuple[Tombstone, ...]:
     """The tombstones that the server's graves and publications make together."""
     numbers: dict[str, dict[str, int]] = {task_id: {} for task_id in graves}
-    for publication, field in publications.items():
-        task_id, _, number = field.partition(":")
-        if task_id in numbers:
-            numbers[task_id][publication] = int(number)
-    rows = ((task_id, *line.split(" ")) for task_id, line in graves.items())
-    return tuple(
-        Tombstone(name=name, task_id=task_id, last=int(last), publications=numbers[task_id])
-        for task_id, name, last in rows
-    )
+    with reading("a record of a deleted task"):
+        for publication, field in publications.items():
+            task_id, _, number = field.partition(":")
+            if task_id in numbers:
+                numbers[task_id][publication] = int(number)
+        rows = ((task_id, *line.split(" ")) for task_id, line in graves.items())
+        return tuple(
+            Tombstone(name=name, task_id=task_id, last=int(last), publications=numbers[task_id])
+            for task_id, name, last in rows
+        )
 
 
 def stream_entries(reply: Any) -> list[tuple[str, dict[str, str]]]:
@@ -186,13 +205,15 @@ def read_dump(
     states: Mapping[str, str],
     cards: Mapping[str, str],
 ) -> Dump:
-    versions = (read_version(field, body, states[field], cards.get(field)) for field, body in bodies.items())
+    found = [read_version(field, body, states.get(field), cards.get(field)) for field, body in bodies.items()]
+    with reading("a counter"):
+        counted, last = int(epoch or 0), {name: int(number) for name, number in numbers.items()}
     return Dump(
-        epoch=int(epoch or 0),
+        epoch=counted,
         last_event_id=newest[0][0] if newest else "0",
         entries=tuple(read_task_line(name, line) for name, line in sorted(tasks.items())),
-        versions=tuple(sorted(versions, key=lambda version: (version.task, version.number))),
+        versions=tuple(sorted(found, key=lambda version: (version.task, version.number))),
         aliases={task_id: read_alias_lines(lines) for task_id, lines in aliases.items()},
-        numbers={name: int(number) for name, number in numbers.items()},
+        numbers=last,
         tombstones=read_graves(graves, publications),
     )

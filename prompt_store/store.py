@@ -80,12 +80,16 @@ class PromptStore:
 
     def put_task(self, name: str, spec: TaskSpec) -> Task:
         """Create the task or change its spec. Raises Conflict when labels would change while versions exist."""
+        return self.ensure_task(name, spec)[0]
+
+    def ensure_task(self, name: str, spec: TaskSpec) -> tuple[Task, bool]:
+        """As `put_task`; also says whether this call created the task."""
         change = self.metadata.put_task(
             check_task_name(name), spec, new_task_id=secrets.token_hex(16), at=time.time(), floor=self.records.floor()
         )
         self.records.write(change)
         assert change.entry is not None
-        return change.entry.task
+        return change.entry.task, change.created
 
     def get_task(self, name: str) -> Task:
         """Raises TaskNotFound."""
@@ -204,10 +208,8 @@ class PromptStore:
 
     def set_state(self, task: str, number: int, state: VersionState) -> Version:
         """Raises TaskNotFound, VersionNotFound, and VersionInUse for `retired` while an alias mentions it."""
-        change = self.metadata.set_state(
-            check_task_name(task), number, state, at=time.time(), floor=self.records.floor()
-        )
-        return self._recorded(change)
+        name, floor = check_task_name(task), self.records.floor()
+        return self._recorded(self.metadata.set_state(name, number, state, at=time.time(), floor=floor))
 
     def append_evaluation(self, task: str, number: int, evaluation: Evaluation) -> Version:
         """Add to the version's card; an evaluation that is there already is not added again."""

@@ -3,7 +3,8 @@
 A request costs one HMAC and two comparisons, whether the key's id is known or not, and no round trip. A change is seen
 within `REFRESH_S` and the time to read it. While Redis is away the last records stay: known keys open as before, expiry
 still counts, and nothing can be made or revoked in a place that does not answer. A copy in the data folder lets a
-replica start meanwhile.
+replica start meanwhile. Where nobody has ever read the Redis of the settings, keys may have been made there: that is no
+service without keys.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Self
 from app.access.file_store import private_folder, read_records, write_records
 from app.access.keys import SCOPES, Caller, KeyRecord, digest_of, id_of, is_made_key, pepper_id
 from app.access.pepper import Pepper
-from app.access.places import key_stores, pepper_of, saved_keys
+from app.access.places import key_stores, keyless_mark, pepper_of, saved_keys
 from app.access.redis_store import RedisKeys
 from app.access.store import KeyStore, KeysUnavailable
 from app.settings import Settings
@@ -55,6 +56,7 @@ class Directory:
         self._away: set[str] = set()
         self._records: Mapping[str, KeyRecord] = {}
         self._ever = False
+        self._unread = any(isinstance(store, RedisKeys) for store in stores)
         self._used: dict[str, float] = {}
         self._unsaid: dict[str, float] = {}
         self._process_secret = secrets.token_bytes(32)
@@ -73,6 +75,11 @@ class Directory:
     def has_keys(self) -> bool:
         """Whether calls need a key: one is set, or any was ever made. Never turns back in a process's life."""
         return self._setting is not None or self._ever
+
+    @property
+    def unread(self) -> bool:
+        """Whether keys may have been made that are not known here: Redis was never read, and there is no copy."""
+        return self._unread
 
     def authenticate(self, key: str) -> Caller | None:
         """Whose key it is, None for one that opens nothing, whatever the reason; the work is the same for all."""
@@ -119,6 +126,7 @@ class Directory:
             self._found[store.name] = store.load()
             self._stamps[store.name] = stamp
             if isinstance(store, RedisKeys):
+                self._unread = False
                 self._save(self._found[store.name])
         if isinstance(store, RedisKeys) and self._unsaid:
             unsaid = self._unsaid.copy()
@@ -137,17 +145,23 @@ class Directory:
         if first and isinstance(store, RedisKeys) and self._saved is not None:
             try:
                 self._found[store.name] = read_records(read_file(self._saved, limit=_MAX_SAVED))
+                self._unread = False
             except FileNotFoundError:
-                return
+                self._unread = not keyless_mark(self._saved).exists()
             except (OSError, KeysUnavailable) as error:
                 log.warning("the copy of the keys cannot be read", extra={"why": type(error).__name__})
 
     def _save(self, records: Mapping[str, KeyRecord]) -> None:
-        if self._saved is None or not (records or self._saved.exists()):
+        if self._saved is None:
             return
+        mark = keyless_mark(self._saved)
         try:
             private_folder(self._saved.parent)
-            write_file(self._saved, write_records(records))
+            if records or self._saved.exists():
+                mark.unlink(missing_ok=True)  # first: who is killed in between starts locked
+                write_file(self._saved, write_records(records))
+            elif not mark.exists():
+                write_file(mark, b"")
         except OSError as error:
             log.warning("the copy of the keys cannot be written", extra={"why": error.strerror})
 

@@ -27,6 +27,11 @@ def pepper_of(settings: Settings) -> Pepper:
     return Pepper(settings.key_pepper, settings.data_dir / FOLDER / "pepper")
 
 
+def keyless_mark(saved: Path) -> Path:
+    """Beside the copy, where there is none: says that Redis was read, and held no key."""
+    return saved.with_name("none-made")
+
+
 def saved_keys(settings: Settings) -> Path:
     """A replica's copy of the records in Redis, for a start while Redis is away."""
     return settings.data_dir / FOLDER / "known.json"

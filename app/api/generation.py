@@ -35,7 +35,7 @@ from app.errors import InvalidRequest
 
 async def answer_rows(services: Services, rows: Sequence[Request]) -> list[Output]:
     """Rows of any tasks, in the order asked, each for itself. Cancelling this cancels every row."""
-    check_count(services, len(rows))
+    check_count(services, len(rows), "requests")
     pins = await pin(services.registry, (row.task for row in rows))
     pinned = [pin_or_error(services.draws, pins[row.task], row.input, row) for row in rows]
     return await answer_each(services, [row.task for row in rows], pinned)
@@ -77,7 +77,7 @@ async def answer_all(services: Services, rows: Sequence[Pinned]) -> list[Output]
 
 async def answer_fan_out(services: Services, refs: Sequence[str], given: Input, options: Options) -> list[Output]:
     """One input for many references as one group, in the order asked. Cancelling this cancels every row."""
-    check_count(services, len(refs))
+    check_count(services, len(refs), "tasks")
     deadline = time.monotonic() + timeout_of(services.settings, options)
     pins = await pin(services.registry, refs)
     rows = [pin_or_error(services.draws, pins[ref], given, options) for ref in refs]
@@ -147,9 +147,10 @@ async def stream_one(services: Services, row: Pinned) -> AsyncGenerator[Output, 
                 yield output
 
 
-def check_count(services: Services, rows: int) -> None:
+def check_count(services: Services, rows: int, param: str) -> None:
+    """Raises InvalidRequest for more rows than one request may have; `param` is the field that holds them."""
     if rows > services.settings.max_inputs:
-        raise InvalidRequest(f"{rows} rows in one request; at most {services.settings.max_inputs}", param="inputs")
+        raise InvalidRequest(f"{rows} rows in one request; at most {services.settings.max_inputs}", param=param)
 
 
 async def _answer_together(services: Services, rows: Sequence[Pinned], places: Places, deadline: float) -> list[Output]:
@@ -157,7 +158,7 @@ async def _answer_together(services: Services, rows: Sequence[Pinned], places: P
     asked = [_asks_or_error(row) for row in rows]
     every = [ask for asks in asked if not isinstance(asks, Exception) for ask in asks]
     size = services.settings.max_rows
-    with ExitStack() as counting:
+    with ExitStack() as counting:  # of a request that is left: what comes too late is an answer here
         for row in rows:
             counting.enter_context(unanswered_counts(row))
         found = iter(await ask_in_parts(services.engine, every, places, size=size, deadline=deadline))
@@ -165,7 +166,7 @@ async def _answer_together(services: Services, rows: Sequence[Pinned], places: P
 
     async def settle(row: Pinned, answers: Sequence[Answer | Exception]) -> Output:
         try:
-            with failures_counted(services.metrics, row):
+            with failures_counted(services.metrics, row), unanswered_counts(row):
                 output = await _settle(services, row, answers, deadline)
         except Exception as error:
             return failed(row.first.task, row, error)

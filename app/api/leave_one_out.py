@@ -6,6 +6,7 @@ run beside these. Nothing of it is kept.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from app.api.asking import Places, ask_in_parts
-from app.api.auth.account import count_answer
+from app.api.auth.account import count_answer, count_unanswered
 from app.backbone import Verbalizer, encode_answer
 from app.backbone.leaving_out import Place, loaded_without, places_of, slot_of
 from app.engine import Answer, Ask
@@ -130,16 +131,23 @@ class _Judging:
         )
 
     async def _answers(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Of every row, or the failure of the first that failed."""
+        """Of every row, or the failure of the first that failed. What was answered counts in either case."""
         size = self.services.settings.max_rows
-        found = await ask_in_parts(self.services.engine, asks, self._places, size=size, deadline=self.deadline)
-        answers = []
-        for outcome in found:
-            if isinstance(outcome, Exception):
-                raise outcome
-            answers.append(outcome)
-        prompt = asks[0].prompt
-        count_answer(f"{prompt.task}@{prompt.version}", sum(answer.usage.total_tokens for answer in answers))
+        try:
+            found = await ask_in_parts(self.services.engine, asks, self._places, size=size, deadline=self.deadline)
+        except asyncio.CancelledError as left:
+            for ask in asks:
+                count_unanswered(left, ask.input, [ask.prompt])
+            raise
+        answers = [outcome for outcome in found if isinstance(outcome, Answer)]
+        if answers:
+            prompt = asks[0].prompt
+            count_answer(f"{prompt.task}@{prompt.version}", sum(answer.usage.total_tokens for answer in answers))
+        failures = [(ask, outcome) for ask, outcome in zip(asks, found, strict=True) if isinstance(outcome, Exception)]
+        for ask, failure in failures:
+            count_unanswered(failure, ask.input, [ask.prompt])
+        if failures:
+            raise failures[0][1]
         return answers
 
 

@@ -27,6 +27,7 @@ from app.api.drain import Drain
 from app.api.errors import detail_of
 from app.api.faults import BadRequest
 from app.errors import ChorusError
+from app.telemetry.ids import new_id
 
 log = logging.getLogger(__name__)
 HEAD_S = 10.0
@@ -96,11 +97,15 @@ class Protocol(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
-        body = json.dumps({"error": detail_of(BadRequest("this is not valid HTTP"), None).model_dump()}).encode()
+        request_id = new_id("req_", bits=128)
+        log.info("request", extra={"method": "OTHER", "status": 400, "request_id": request_id})
+        detail = detail_of(BadRequest("this is not valid HTTP"), request_id)
+        body = json.dumps({"error": detail.model_dump()}).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),
+            (b"x-request-id", request_id.encode()),
         ]
         for event in (
             h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),

@@ -12,11 +12,12 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from app.cli.errors import CliError, Exit
-from app.cli.sse import ServerEvent, read_events
+from app.cli.sse import ServerEvent, read_events, split_lines
 
 CONNECT_S = 5.0
 READ_S = 600.0  # the service sets deadlines; this only bounds a connection that died in silence
-STREAM_READ_S = 60.0  # the service sends a ping more often than this
+JOB_READ_S = 60.0  # of a job's events: the service sends a ping more often than this
+LATE_S = 30.0  # what an answer may take beyond its own deadline
 PAGE = 100
 
 CONTENT_TYPES = {".csv": "text/csv", ".jsonl": "application/jsonl", ".ndjson": "application/jsonl"}
@@ -27,14 +28,10 @@ class ChorusClient:
 
     def __init__(self, url: str, key: str | None = None, *, transport: httpx.BaseTransport | None = None) -> None:
         self.url = url.rstrip("/")
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise CliError(
-                f"{url!r} is not an address like http://127.0.0.1:8000", Exit.USAGE, fix="set --url or CHORUS_URL"
-            )
+        host = _host_of(self.url)
         if key is not None and not key.strip().isascii():
             raise CliError("the key holds characters that no key has", Exit.USAGE, fix="set --key or CHORUS_API_KEY")
-        local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+        local = host in ("localhost", "127.0.0.1", "::1")
         self._http = httpx.Client(
             base_url=self.url,
             headers={"authorization": f"Bearer {key.strip()}"} if key else {},
@@ -50,12 +47,12 @@ class ChorusClient:
         self._http.close()
 
     def generate(self, ref: str, body: dict[str, Any]) -> dict[str, Any]:
-        return self._call("POST", f"/v1/tasks/{_part(ref)}/generate", json=body)
+        return self._call("POST", f"/v1/tasks/{_part(ref)}/generate", json=body, timeout=_timeout_of(body))
 
     def stream(self, ref: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The events of a streamed answer; an error after the first byte raises like any other."""
         path = f"/v1/tasks/{_part(ref)}/generate"
-        for event in self._events("POST", path, json={**body, "stream": True}):
+        for event in self._events("POST", path, json={**body, "stream": True}, timeout=_timeout_of(body)):
             found = event.json()
             if found.get("error"):
                 raise _refusal(found["error"], Exit.FAILED)
@@ -126,7 +123,8 @@ class ChorusClient:
     def job_events(self, job_id: str, *, after: str | None) -> Iterator[ServerEvent]:
         """One connection's worth of a job's events, from behind `after`; ends when the job or the connection does."""
         headers = {"last-event-id": after} if after else {}
-        return self._events("GET", f"/v1/train/{_part(job_id)}/events", headers=headers)
+        timeout = httpx.Timeout(JOB_READ_S, connect=CONNECT_S)
+        return self._events("GET", f"/v1/train/{_part(job_id)}/events", headers=headers, timeout=timeout)
 
     def _list(self, path: str, place: str) -> list[dict[str, Any]]:
         """All pages of a list; `place` is the member that `after` continues behind."""
@@ -143,21 +141,22 @@ class ChorusClient:
             response = self._http.request(method, path, **rest)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
-        except ValueError as error:  # a header or body that cannot be sent, e.g. a lone surrogate
-            raise CliError(f"the request cannot be sent: {error}", Exit.USAGE) from None
+        except ValueError as error:
+            raise _unsendable(error) from None
         return _read(response)
 
     def _events(self, method: str, path: str, **rest: Any) -> Iterator[ServerEvent]:
         headers = {"accept": "text/event-stream", **rest.pop("headers", {})}
-        timeout = httpx.Timeout(STREAM_READ_S, connect=CONNECT_S)
         try:
-            with self._http.stream(method, path, headers=headers, timeout=timeout, **rest) as response:
+            with self._http.stream(method, path, headers=headers, **rest) as response:
                 if response.status_code >= 400:
                     response.read()
                     _read(response)
-                yield from read_events(response.iter_lines())
+                yield from read_events(split_lines(response.iter_text()))
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
+        except ValueError as error:
+            raise _unsendable(error) from None
 
     def _unreachable(self, error: httpx.HTTPError) -> CliError:
         if isinstance(error, httpx.ConnectError):
@@ -167,6 +166,32 @@ class ChorusClient:
         if isinstance(error, httpx.TimeoutException):
             return CliError(f"{self.url} did not answer in time", Exit.UNREACHABLE, fix="chorus doctor")
         return CliError(f"the connection to {self.url} broke: {error}", Exit.UNREACHABLE, fix="try again")
+
+
+def _host_of(url: str) -> str:
+    """The host of an address that requests can go to. Raises CliError."""
+    try:
+        httpx.URL(url)
+        parts = urlsplit(url)
+        host = parts.hostname if parts.scheme in ("http", "https") and parts.port != 0 else None
+    except (ValueError, httpx.InvalidURL):
+        host = None
+    if not host:
+        raise CliError(
+            f"{url!r} is not an address like http://127.0.0.1:8000", Exit.USAGE, fix="set --url or CHORUS_URL"
+        )
+    return host
+
+
+def _timeout_of(body: dict[str, Any]) -> httpx.Timeout:
+    """How long to wait for the next byte of an answer: its first may take as long as its deadline allows."""
+    return httpx.Timeout(max(READ_S, body.get("timeout_s", 0.0) + LATE_S), connect=CONNECT_S)
+
+
+def _unsendable(error: ValueError) -> CliError:
+    """For a header or body that cannot be written down, e.g. half a surrogate pair."""
+    fix = "write it as UTF-8" if isinstance(error, UnicodeError) else None
+    return CliError(f"the request cannot be sent: {error}", Exit.USAGE, fix=fix)
 
 
 def _part(text: str) -> str:

@@ -69,7 +69,7 @@ class Output:
 
     def error(self, error: CliError) -> None:
         if self.as_json:
-            self.data(error.as_json())
+            self.line(error.as_json())  # one line: others may have been printed before it
             return
         self.errors.print(Text.assemble(("Error: ", "bold red"), clean(error.message)), soft_wrap=True)
         facts = [f"{name} {error.detail[name]}" for name in ("code", "param", "request_id") if error.detail.get(name)]

@@ -1,4 +1,4 @@
-"""Reading server-sent events: lines in, events out."""
+"""Reading server-sent events: text in, lines, events out."""
 
 from __future__ import annotations
 
@@ -21,6 +21,21 @@ class ServerEvent:
     def json(self) -> dict[str, Any]:
         found = json.loads(self.data)
         return found if isinstance(found, dict) else {"value": found}
+
+
+def split_lines(chunks: Iterable[str]) -> Iterator[str]:
+    """The whole lines of a stream's text. Only CR LF, LF and CR end one: Unicode's other line breaks are text.
+
+    A line is given as soon as its end is there; what follows the last end is none.
+    """
+    rest, ended = "", False  # ended: by a CR, whose LF may be the next chunk's first
+    for chunk in chunks:
+        if not chunk:
+            continue
+        text = chunk.removeprefix("\n") if ended else chunk
+        ended = text.endswith("\r")
+        *lines, rest = (rest + text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        yield from lines
 
 
 def read_events(lines: Iterable[str]) -> Iterator[ServerEvent]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from app.cli.commands.tasks import baselines, score, when
@@ -27,7 +28,8 @@ Event = dict[str, Any]
 
 
 def watch_job(client: ChorusClient, job: dict[str, Any], out: Output) -> None:
-    """Follow `job` to its end. Raises CliError when it failed or was cancelled, and when the watcher is interrupted."""
+    """Follow `job` to its end. Raises as `show_job` does when it failed, and CliError when the watcher is
+    interrupted."""
     try:
         if out.as_json:
             for event in follow(client, job["id"]):
@@ -66,13 +68,15 @@ def follow(client: ChorusClient, job_id: str) -> Iterator[Event]:
 
 
 def show_job(client: ChorusClient, job: dict[str, Any], out: Output) -> None:
-    """One job as it stands; a failed one raises CliError."""
+    """One job as it stands. Raises CliError for a failed one; as JSON it is printed, and typer.Exit raised."""
     if out.as_json:
         out.line(job)
     elif job["status"] == "succeeded":
         _show_success(client, job, out)
     elif job["status"] not in ENDED:
         out.table(["JOB", "TASK", "STATUS", "PROGRESS", "CREATED"], [_cells(job)[:5]])
+    if job["status"] == "failed" and out.as_json:  # the job holds its error
+        raise typer.Exit(Exit.FAILED)
     if job["status"] == "failed":
         error = job.get("error") or {}
         raise CliError(f"job {job['id']} failed: {error.get('message', 'unknown')}", detail=error)

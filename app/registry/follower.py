@@ -36,7 +36,7 @@ class Follower:
     def __init__(self, store: PromptStore, *, manifest: Path, reconcile_s: float, changed: Changed) -> None:
         self.snapshot = Snapshot()
         self.known = False  # whether `snapshot` came from anywhere at all
-        self.degraded: str | None = None  # the code of what keeps the store out of reach
+        self.degraded: str | None = None  # the code of what keeps the store from being read
         self.full_reads = 0
         self._followed = False  # whether events behind `snapshot` tell all that it lacks
         self._lacking: dict[str, str] | None = None  # why there was nothing to start from, as last told
@@ -53,9 +53,8 @@ class Follower:
         """Take the first snapshot, from the store or else from what lies on disk, and begin to follow."""
         try:
             self.refresh()
-        except StoreError as error:
-            self._mark(error.code)
-            self._take_what_is_left()
+        except Exception as error:
+            self._fall_back(error)
         self._thread.start()
         self._writer.start()
 
@@ -103,16 +102,10 @@ class Follower:
                 if due:
                     compared_at = time.monotonic()
                 wait_s = 0.1
-            except StoreError as error:
-                self._mark(error.code)
-                with self._refreshing:
-                    if not self.known:
-                        self._take_what_is_left()
+            except Exception as error:
+                self._fall_back(error)
                 self._stop.wait(wait_s * random.uniform(0.8, 1.2))  # noqa: S311 - spreads replicas, hides nothing
                 wait_s = min(_MAX_BACKOFF_S, wait_s * 2)
-            except Exception:
-                log.exception("registry follower failed; it goes on")
-                self._stop.wait(_MAX_BACKOFF_S)
 
     def _behind(self, *, compare: bool) -> bool:
         """Whether the store holds something that the snapshot does not. Waits for an event a short while."""
@@ -122,6 +115,15 @@ class Follower:
         if compare and self._store.epoch() != self.snapshot.epoch:
             return True
         return bool(self._store.events(self.snapshot.last_event_id, limit=1, block_ms=_BLOCK_MS))
+
+    def _fall_back(self, error: Exception) -> None:
+        """What is known goes on serving, whatever keeps the store from being read."""
+        if not isinstance(error, StoreError):
+            log.error("registry not read, for a reason that has no name", exc_info=error)
+        self._mark(error.code if isinstance(error, StoreError) else "internal_error")
+        with self._refreshing:
+            if not self.known:
+                self._take_what_is_left()
 
     def _take_what_is_left(self) -> None:
         """The manifest, or else what the records tell; where neither can be read, nothing is known."""

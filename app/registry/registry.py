@@ -204,15 +204,15 @@ class Registry:
         return self._view().alias(task, name)
 
     def aliases(self, task: str) -> list[Alias]:
-        """By name."""
-        return list(self._view().state(task).aliases.values())
+        """By name, as last read: none of a task that has not been seen yet, because it was made a moment ago."""
+        state = self.snapshot.states.get(task)
+        return [] if state is None else list(state.aliases.values())
 
     # writing
 
     async def put_task(self, name: str, spec: TaskSpec) -> tuple[Task, bool]:
         """Create or change a task; also says whether it is new."""
-        task = await self._write(partial(self._store.put_task, name, spec))
-        return task, task.created_at == task.updated_at
+        return await self._write(partial(self._store.ensure_task, name, spec))
 
     async def delete_task(self, name: str) -> None:
         await self._write(partial(self._store.delete_task, name))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prompt_store.blob_format import decode_blob
-from prompt_store.errors import Conflict, CorruptBlob, TaskNotFound
+from prompt_store.errors import Conflict, CorruptBlob, CorruptRecord, TaskNotFound
 from prompt_store.models import Evaluation, PromptMeta, TaskSpec, Version
 from prompt_store.store import PromptStore
 
@@ -39,14 +39,15 @@ class Starter:
 
 
 def read_starters(folder: Path = FOLDER) -> list[Starter]:
-    """All starters of a folder, by task name. Raises CorruptBlob where a blob is not the one its record names."""
+    """All starters of a folder, by task name. Raises CorruptBlob where a blob is not the one its record names, and
+    CorruptRecord where one of a starter's files is missing or cannot be read."""
     return [_read(path) for path in sorted(folder.glob("*.json"))]
 
 
 def install_starters(store: PromptStore, fingerprint: str, folder: Path = FOLDER) -> list[str]:
     """Publish the starters of the backbone with this fingerprint that the store has never had; returns their tasks.
 
-    Raises StoreUnavailable, CorruptBlob.
+    Raises StoreUnavailable, and as `read_starters` does.
     """
     installed = []
     for starter in read_starters(folder):
@@ -90,15 +91,14 @@ def _has_task(store: PromptStore, name: str) -> bool:
 
 
 def _read(path: Path) -> Starter:
-    record = json.loads(path.read_text(encoding="utf-8"))
-    data = path.with_suffix(".safetensors").read_bytes()
-    if hashlib.sha256(data).hexdigest() != record["sha256"]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        spec = TaskSpec.model_validate(record["spec"])
+        card = tuple(Evaluation.model_validate(entry) for entry in record["card"])
+        digest, data = record["sha256"], path.with_suffix(".safetensors").read_bytes()
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CorruptRecord(f"the starter {path.stem} is damaged: a file of it cannot be read") from error
+    if hashlib.sha256(data).hexdigest() != digest:
         raise CorruptBlob(f"the starter {path.stem} is damaged: its blob is not the one its record names")
     meta, _ = decode_blob(data)
-    return Starter(
-        task=meta.task,
-        spec=TaskSpec.model_validate(record["spec"]),
-        card=tuple(Evaluation.model_validate(entry) for entry in record["card"]),
-        data=data,
-        meta=meta,
-    )
+    return Starter(task=meta.task, spec=spec, card=card, data=data, meta=meta)

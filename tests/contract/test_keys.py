@@ -248,6 +248,37 @@ def test_redis_that_goes_away_locks_no_known_key_out_and_a_copy_lets_a_replica_s
     store.close()
 
 
+def test_redis_that_was_never_read_is_no_place_without_keys(redis_url: str, tmp_path: Path) -> None:
+    pepper, saved = Pepper(None, tmp_path / "pepper"), tmp_path / "keys" / "known.json"
+    file, store, nowhere = FileKeys(tmp_path / "keys.json"), RedisKeys(redis_url), RedisKeys("redis://127.0.0.1:1")
+
+    def start(redis_keys: RedisKeys) -> Directory:
+        directory = Directory([file, redis_keys], pepper, saved=saved)
+        directory.refresh(first=True)
+        return directory
+
+    fresh = start(nowhere)
+    assert (fresh.unread, fresh.has_keys) == (True, False)
+    fresh._stores = [file, store]
+    fresh.refresh()
+    assert (fresh.unread, fresh.has_keys) == (False, False)
+    fresh._stores = [file, nowhere]
+    fresh.refresh()
+    assert (fresh.unread, fresh.has_keys) == (False, False), "what was read holds"
+    assert not start(nowhere).unread, "for the next start, too"
+    made = Keyring([store], pepper).create(store, ["generate"])
+    assert start(store).has_keys
+    later = start(nowhere)
+    assert (later.unread, later.has_keys) == (False, True)
+    assert later.authenticate(made.secret)
+    saved.unlink()
+    assert start(nowhere).unread, "the copy was there, and is not any more"
+    assert not Directory([file], pepper, saved=saved).unread
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    store.close()
+
+
 def test_redis_that_lost_its_keys_leaves_the_service_locked(redis_url: str, tmp_path: Path) -> None:
     pepper, saved = Pepper(None, tmp_path / "pepper"), tmp_path / "keys" / "known.json"
     store = RedisKeys(redis_url)

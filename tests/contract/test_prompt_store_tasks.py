@@ -38,6 +38,17 @@ def test_put_task_when_nothing_changes_makes_no_event(store: PromptStore) -> Non
     assert len(store.events()) == 1
 
 
+def test_ensure_task_says_whether_this_call_created_it(store: PromptStore) -> None:
+    task, created = store.ensure_task("sentiment", EXAMPLE_SPEC)
+    assert created
+    assert store.ensure_task("sentiment", EXAMPLE_SPEC) == (task, False)
+    assert not store.ensure_task("sentiment", EXAMPLE_SPEC.model_copy(update={"description": "films"}))[1]
+    store.delete_task("sentiment")
+    assert store.ensure_task("sentiment", EXAMPLE_SPEC)[1]
+    publish(store, "job-1", "made-by-a-version")
+    assert not store.ensure_task("made-by-a-version", EXAMPLE_SPEC)[1]
+
+
 def test_put_task_when_labels_change_under_versions_conflicts(store: PromptStore) -> None:
     publish(store, "job-1")
     with pytest.raises(Conflict) as caught:

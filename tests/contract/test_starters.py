@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prompt_store import BackboneRef, BlobStore, CorruptBlob, MemoryMetadata, PromptMeta, PromptStore, TaskSpec
+from prompt_store import (
+    BackboneRef,
+    BlobStore,
+    CorruptBlob,
+    CorruptRecord,
+    MemoryMetadata,
+    PromptMeta,
+    PromptStore,
+    TaskSpec,
+)
 from prompt_store.starters import install_starters, read_starters, write_starter
 
 FINGERPRINT = "f" * 64
@@ -71,4 +80,16 @@ def test_read_of_a_damaged_starter_raises(folder: Path) -> None:
     blob = folder / "mood.safetensors"
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
     with pytest.raises(CorruptBlob, match="damaged"):
+        read_starters(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"sha256": "0', "[1]", "{}", '{"sha256": 1, "spec": {}, "card": []}', "\x00\ud800", None]
+)
+def test_read_of_a_starter_whose_files_are_not_whole_raises(folder: Path, text: str | None) -> None:
+    if text is None:
+        (folder / "mood.safetensors").unlink()
+    else:
+        (folder / "mood.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(CorruptRecord, match="mood"):
         read_starters(folder)

@@ -20,6 +20,7 @@ from app.cli import main
 from app.interchange.adapter_files import AdapterFiles, read_folder
 from app.training.examples import Encoder
 from app.training.golden import golden_outputs
+from prompt_store import PromptStore, Publication, StoreUnavailable
 from tests.adapters import KINDS, load_in_peft, peft_model, serving_llama
 from tests.adapters import save as save_adapter
 from tests.architectures import build_backbone
@@ -72,6 +73,24 @@ def test_an_imported_adapter_answers_at_once(
     assert output["version"] == 1
     assert output["usage"]["virtual_tokens"] == 5
     assert set(output["scores"]) == {"good", "bad"}
+
+
+def test_an_import_when_the_store_is_away_right_after_it_answers_the_version(
+    world: RealWorld, client: httpx.Client, adapters: dict[str, AdapterFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise StoreUnavailable("the server is away")
+
+    def publish(**publication: Any) -> Publication:
+        for read in ("snapshot", "delta", "events", "epoch"):
+            patch.setattr(world.store, read, away)
+        return PromptStore.publish(world.store, **publication)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "publish", publish)
+        answer = client.post("/v1/tasks/unseen/versions", json=body(adapters["PROMPT_TUNING"]))
+    assert answer.status_code == 201, answer.text
+    assert (answer.json()["version"], answer.json()["aliases"]) == (1, [])
 
 
 def test_golden_outputs_of_an_import_are_those_that_a_trainer_would_have_stored(

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.api.auth.account import Account
 from tests.architectures import build_backbone
 from tests.fakes import World, make_world
 from tests.live import HANG_S, serving, wait_until
@@ -160,3 +161,16 @@ def test_client_that_leaves_cancels_every_row_of_its_fan_out(client: httpx.Clien
     with pytest.raises(httpx.ReadTimeout):
         client.post("/v1/generate", json={"tasks": ["echo"] * 3, "input": "!hang"}, timeout=0.3)
     wait_until(lambda: world.engine.cancelled == before + 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "cost"), [("!deadline", {}, 3), ("word " * 8, {"timeout_s": 1e-6}, 11), ("!bug", {}, None)]
+)
+def test_rows_of_a_fan_out_that_come_too_late_cost_a_guess_each(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, text: str, options: dict[str, float], cost: int | None
+) -> None:
+    spent: list[int] = []
+    monkeypatch.setattr(Account, "spend", lambda _, tokens: spent.append(tokens))
+    outputs = fan_out(client, ["echo", "sentiment"], text, **options).json()["outputs"]
+    assert [output["error"]["code"] == "deadline_exceeded" for output in outputs] == [cost is not None] * 2
+    assert spent == ([] if cost is None else [cost] * 2)

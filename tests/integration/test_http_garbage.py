@@ -13,7 +13,7 @@ import pytest
 from app.api.body import EdgeLimits
 from tests.fakes import make_world
 from tests.hostile import heads, messages
-from tests.hostile.wire import converse, request, statuses
+from tests.hostile.wire import ask, check_refusal, converse, request, statuses
 from tests.live import HANG_S, Live, serving
 
 HONEST = [
@@ -132,3 +132,15 @@ def test_answers_that_nobody_waits_for_end_with_the_connection(live: Live) -> No
     """A broken request behind honest ones: they are answered, it is refused, and the connection ends."""
     said = converse(live, HONEST[1] * 3 + b"qzXq\r\n\r\n" + HONEST[1] * 3, quiet_s=2)
     assert statuses(said) == [200, 200, 200, 400]
+
+
+@pytest.mark.parametrize("message", [b"\x00\xff\r\n\r\n", b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n"])
+def test_message_that_is_not_http_gets_a_request_id_as_every_other(
+    live: Live, message: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="app.api.server")
+    answer = ask(live, message)
+    error = check_refusal(answer, 400)
+    assert error["request_id"].startswith("req_")
+    assert answer.headers["x-request-id"] == error["request_id"]
+    assert error["request_id"] in [getattr(record, "request_id", None) for record in caplog.records]

@@ -218,6 +218,22 @@ def test_malformed_envelope_is_422_for_the_whole_request(client: httpx.Client, b
 
 
 @pytest.mark.parametrize(
+    ("path", "field", "body"),
+    [
+        ("/v1/tasks/echo/generate", "inputs", {"inputs": ["x"] * 51}),
+        ("/v1/generate", "requests", {"requests": [{"task": "echo", "input": "x"}] * 51}),
+        ("/v1/generate", "tasks", {"tasks": ["echo"] * 51, "input": "x"}),
+        ("/v1/completions", "prompt", {"model": "echo", "prompt": ["x"] * 51}),
+    ],
+)
+def test_too_many_rows_are_refused_by_the_name_of_their_field(
+    client: httpx.Client, path: str, field: str, body: dict[str, Any]
+) -> None:
+    answer = client.post(path, json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, field)
+
+
+@pytest.mark.parametrize(
     "body",
     [
         {},

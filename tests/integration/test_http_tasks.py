@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
+from prompt_store import StoreUnavailable
 from tests.fakes import FakeBackbone, World, make_world, publish
-from tests.live import HANG_S, serving
+from tests.live import HANG_S, serving, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,10 @@ def task(world: World, client: httpx.Client, request: pytest.FixtureRequest) -> 
     return name
 
 
+def away(*_: object, **__: object) -> None:
+    raise StoreUnavailable("the server is away")
+
+
 def code(answer: httpx.Response) -> Any:
     return answer.json()["error"]["code"]
 
@@ -46,6 +51,24 @@ def test_put_creates_a_task_then_changes_it(client: httpx.Client) -> None:
     assert created.json()["id"] == changed.json()["id"]
     assert client.get("/v1/tasks/new-task").json() == changed.json()
     assert changed.json()["decoding"]["max_tokens"] == 4
+
+
+def test_put_again_of_the_same_definition_is_200(client: httpx.Client) -> None:
+    first, again = (client.put("/v1/tasks/put-twice", json={"fields": ["text"]}) for _ in range(2))
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json() == again.json()
+
+
+def test_put_when_the_store_is_away_right_after_it_answers_what_was_put(
+    world: World, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        for read in ("snapshot", "delta", "events", "epoch"):
+            patch.setattr(world.store, read, away)
+        answer = client.put("/v1/tasks/unseen", json={"fields": ["text"]})
+        assert (answer.status_code, answer.json()["aliases"]) == (201, {})
+        assert client.get("/v1/tasks/unseen").status_code == 404
+    wait_until(lambda: client.get("/v1/tasks/unseen").status_code == 200)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Iterator
@@ -10,7 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
+from app.api.asking import ask_in_parts
+from app.api.auth.account import BYTES_OF_TOKEN, Account
 from app.backbone import load_prompt
+from app.engine import Answer
+from app.errors import DeadlineExceeded
 from app.training.data import Example
 from app.training.examples import Encoder
 from app.training.objective import answer_losses
@@ -133,6 +138,52 @@ def test_rows_answered_without_a_vector_count_among_the_callers_tokens(
     client.post("/v1/tasks/mood/versions/3/leave-one-out", json={"data": {"inline": ROWS}})
     assert [version for version, _ in spent] == ["mood@3"] * 2
     assert spent[0][1] == spent[1][1] + len(ROWS)  # one virtual token less
+
+
+def guess(row: dict[str, str], vectors: int) -> int:
+    return len(row["text"].encode()) // BYTES_OF_TOKEN + 1 + vectors
+
+
+def test_rows_without_a_vector_that_come_too_late_cost_a_guess_beside_those_answered(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent: list[int] = []
+    monkeypatch.setattr(Account, "spend", lambda _, tokens: spent.append(tokens))
+    path, body = "/v1/tasks/mood/versions/3/leave-one-out", {"data": {"inline": ROWS}}
+    assert client.post(path, json=body).status_code == 200
+    whole = spent[0]
+    vectors = client.get("/v1/tasks/mood/versions/3").json()["num_virtual_tokens"]
+
+    spent.clear()
+    assert client.post(path, json={**body, "timeout_s": 1e-6}).status_code == 504
+    assert sum(spent) == sum(guess(row, vectors) for row in ROWS)
+
+    async def ask_all_but_one(*args: Any, **options: Any) -> list[Answer | Exception]:
+        found = await ask_in_parts(*args, **options)
+        late, found[0] = found[0], DeadlineExceeded("too late")
+        assert isinstance(late, Answer)
+        lost.append(late.usage.total_tokens - guess(dict(args[1][0].input), vectors))
+        return found
+
+    spent.clear()
+    lost: list[int] = []
+    monkeypatch.setattr("app.api.leave_one_out.ask_in_parts", ask_all_but_one)
+    assert client.post(path, json=body).status_code == 504
+    assert sum(spent) == whole - lost[0]
+
+
+def test_rows_without_a_vector_that_are_left_cost_a_guess(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: Any, **__: Any) -> None:
+        await asyncio.sleep(HANG_S)
+
+    spent: list[int] = []
+    monkeypatch.setattr(Account, "spend", lambda _, tokens: spent.append(tokens))
+    monkeypatch.setattr("app.api.leave_one_out.ask_in_parts", hang)
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/tasks/mood/versions/3/leave-one-out", json={"data": {"inline": ROWS}}, timeout=0.3)
+    wait_until(lambda: len(spent) == len(ROWS))
 
 
 def test_leaving_out_of_a_hand_written_version_is_its_score_alone(client: httpx.Client) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -39,8 +40,9 @@ def service(settings: Settings) -> FastAPI:
     return create_app(settings, backbone=FakeBackbone(), engine=FakeEngineService())  # type: ignore[arg-type]
 
 
-def answers(live: Live) -> bool:
-    answer = httpx.post(f"{live.url}/v1/tasks/echo/generate", json={"input": "hello"}, timeout=HANG_S)
+def answers(live: Live, headers: dict[str, str] | None = None) -> bool:
+    asked = {"json": {"input": "hello"}, "headers": headers, "timeout": HANG_S}
+    answer = httpx.post(f"{live.url}/v1/tasks/echo/generate", **asked)  # type: ignore[arg-type]
     return answer.status_code == 200 and answer.json()["outputs"][0]["text"] == "hello"
 
 
@@ -100,7 +102,10 @@ def test_new_replica_without_redis_answers_from_the_records_in_the_object_store(
 ) -> None:
     """A pod of `k8s/overlays/s3` that was never there before: nothing on its disk, Redis away."""
     folders = (tmp_path / name for name in ("first", "new"))
-    first, new = (Settings(data_dir=one, redis_url=server.url, blobs_url=s3, reconcile_s=0.2) for one in folders)
+    key = "a-key-of-some-length"
+    shared: dict[str, Any] = {"redis_url": server.url, "blobs_url": s3, "reconcile_s": 0.2, "api_key": key}
+    first, new = (Settings(data_dir=one, **shared) for one in folders)
+    headers = {"authorization": f"Bearer {key}"}
     with PromptStore.open(server.url, first.blobs, blobs_url=s3) as store:
         for template in ("{text}", "Again: {text}"):
             publish(store, FakeBackbone(), "echo", template)
@@ -109,14 +114,39 @@ def test_new_replica_without_redis_answers_from_the_records_in_the_object_store(
     with serving(service(new)) as live:
         assert degraded(live)
         for ref, version in {"echo": 1, "echo@2": 2}.items():
-            answer = httpx.post(f"{live.url}/v1/tasks/{ref}/generate", json={"input": "hello"}, timeout=HANG_S)
+            path = f"{live.url}/v1/tasks/{ref}/generate"
+            answer = httpx.post(path, json={"input": "hello"}, headers=headers, timeout=HANG_S)
             assert answer.status_code == 200, answer.text
             assert answer.json()["outputs"][0]["version"] == version
-        refused = httpx.put(f"{live.url}/v1/tasks/new", json={"fields": ["text"]}, timeout=HANG_S)
+        refused = httpx.put(f"{live.url}/v1/tasks/new", json={"fields": ["text"]}, headers=headers, timeout=HANG_S)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
         server.start()
         wait_until(lambda: not degraded(live))
-        assert answers(live)
+        assert answers(live, headers)
+
+
+@pytest.mark.parametrize(("leave", "come_back"), AWAY)
+def test_replica_that_never_read_the_keys_answers_nobody_until_redis_is_there(
+    settings: Settings, server: RedisServer, tmp_path: Path, leave: Act, come_back: Act
+) -> None:
+    """On loopback and without a key, as `chorus up` serves; whether keys were made only Redis can tell."""
+    new = settings.model_copy(update={"data_dir": tmp_path / "new", "blob_dir": settings.blobs})
+    leave(server)
+    with serving(service(new)) as live:
+        for headers in ({}, {"authorization": f"Bearer ck_{'0' * 12}_{'0' * 64}"}):
+            for method, path in (("GET", "/v1/tasks"), ("DELETE", "/v1/tasks/echo"), ("GET", "/metrics")):
+                refused = httpx.request(method, f"{live.url}{path}", headers=headers, timeout=HANG_S)
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+                assert "retry-after" in refused.headers
+        assert httpx.get(f"{live.url}/livez", timeout=HANG_S).status_code == 200
+        come_back(server)
+        wait_until(lambda: httpx.get(f"{live.url}/v1/tasks", timeout=HANG_S).status_code == 200)
+        leave(server)
+        wait_until(lambda: degraded(live))
+        assert answers(live), "what was read holds"
+    with serving(service(new)) as live:
+        assert answers(live), "for the next start, too"
+        come_back(server)
 
 
 def test_cold_start_without_redis_manifest_and_records_is_alive_but_not_ready(

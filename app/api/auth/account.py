@@ -6,7 +6,7 @@ It travels in a context variable, so that what counts a row's tokens need not be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,7 +17,9 @@ from app.errors import DeadlineExceeded, RequestCancelled
 
 if TYPE_CHECKING:
     from app.api.pinning import Pinned
+    from app.backbone import LoadedPrompt
 
+_LEFT = (DeadlineExceeded, RequestCancelled, asyncio.CancelledError, GeneratorExit)
 BYTES_OF_TOKEN = 4
 """By which a row's tokens are guessed that nobody counted."""
 
@@ -60,16 +62,24 @@ def count_answer(version: str, tokens: int) -> None:
         current.versions.add(version)
 
 
+def count_unanswered(
+    error: BaseException, given: str | Mapping[str, str], prompts: Sequence[LoadedPrompt], sent: int = 0
+) -> None:
+    """Work that nobody waits for any more was work: a row that is left or comes too late costs its vectors, a guess of
+    its text, and the `sent` pieces of its stream. A row that failed otherwise costs nothing."""
+    current = account.get()
+    if current is None or not isinstance(error, _LEFT):
+        return
+    texts = [given] if isinstance(given, str) else given.values()
+    text = sum(len(one.encode("utf-8", "surrogatepass")) for one in texts) // BYTES_OF_TOKEN + 1
+    current.spend(sum(prompt.num_virtual_tokens + text for prompt in prompts) + sent)
+
+
 @contextmanager
 def unanswered_counts(row: Pinned, sent: Callable[[], int] = lambda: 0) -> Iterator[None]:
-    """Work that nobody waits for any more was work: a row that is left or comes too late costs its vectors, a guess of
-    its text, and the `sent` pieces of its stream."""
+    """`count_unanswered` for what a row's work raises."""
     try:
         yield
-    except (DeadlineExceeded, RequestCancelled, asyncio.CancelledError, GeneratorExit):
-        current = account.get()
-        if current is not None:
-            texts = [row.given] if isinstance(row.given, str) else row.given.values()
-            text = sum(len(one.encode("utf-8", "surrogatepass")) for one in texts) // BYTES_OF_TOKEN + 1
-            current.spend(sum(prompt.num_virtual_tokens + text for prompt in row.members) + sent())
+    except BaseException as error:
+        count_unanswered(error, row.given, row.members, sent())
         raise

@@ -11,13 +11,14 @@ from app.api.auth.account import NOBODY
 from app.api.auth.exposure import is_address, is_loopback
 from app.api.auth.scopes import Need, needed
 from app.api.faults import ForeignOrigin, InsufficientScope, MisdirectedRequest, Unauthorized
+from app.errors import StoreDown
 from app.settings import Settings
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Gatekeeper:
-    """Asks for a key beyond loopback always, on loopback as soon as there is one."""
+    """Asks for a key beyond loopback always, on loopback as soon as there is one, or may be."""
 
     def __init__(self, settings: Settings, directory: Directory) -> None:
         self._directory = directory
@@ -25,10 +26,10 @@ class Gatekeeper:
         self._always = not is_loopback(settings.host)
 
     def identify(self, method: str, path: str, headers: Headers) -> Caller:
-        """Who calls. Raises Unauthorized, MisdirectedRequest or ForeignOrigin."""
+        """Who calls. Raises Unauthorized, MisdirectedRequest or ForeignOrigin, and StoreDown while nobody can tell."""
         if needed(method, path) == "none":
             return NOBODY
-        if self._always or self._directory.has_keys:
+        if self._always or self._directory.has_keys or self._directory.unread:
             caller = self._caller(headers.getlist("authorization"))
         else:
             caller = NOBODY
@@ -50,6 +51,8 @@ class Gatekeeper:
         scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         caller = self._directory.authenticate(key.strip())
         if scheme.lower() != "bearer" or caller is None:
+            if self._directory.unread:
+                raise StoreDown("the keys have not been read yet: the Redis that holds them does not answer")
             raise Unauthorized("send the key as `Authorization: Bearer <key>`", param="authorization")
         return caller
 
@@ -64,8 +67,16 @@ class Gatekeeper:
 def _check_origin(headers: Headers) -> None:
     """A browser says where a page comes from; pages of other origins may not write."""
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+    if origin is not None and _place_of(origin) != headers.get("host", "").lower():
         raise ForeignOrigin("web pages of another origin may not write here", param="origin")
+
+
+def _place_of(origin: str) -> str | None:
+    """Its host and port; None where it is no origin."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _host_name(host: str) -> str:

@@ -61,7 +61,7 @@ async def complete(body: CompletionBody, services: ServicesDep, request: Request
     if refused is not None:
         raise CapabilityMissing(f"{refused} is not supported with this value", param=refused)
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    check_count(services, len(prompts))
+    check_count(services, len(prompts), "prompt")
     if body.stream and len(prompts) > 1:
         raise CapabilityMissing("a stream takes one prompt", param="prompt")
     resolved = await services.registry.resolve(body.model)

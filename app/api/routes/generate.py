@@ -58,7 +58,7 @@ async def _answer(services: Services, ref: str, body: GenerateBody) -> list[Outp
     if body.input is not None:
         return [await answer_one(services, pin_row(services.draws, resolved, body.input, body))]
     inputs = body.inputs or []
-    check_count(services, len(inputs))
+    check_count(services, len(inputs), "inputs")
     rows = [pin_or_error(services.draws, resolved, given, body) for given in inputs]
     return await answer_each(services, [ref] * len(rows), rows)
 

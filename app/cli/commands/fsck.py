@@ -22,7 +22,7 @@ Rebuild = Annotated[bool, typer.Option("--rebuild", help="Write the registry ane
 def fsck(rebuild: Rebuild = False, data_dir: DataDir = None, as_json: Json = False, debug: Debug = False) -> None:
     """Check every blob and record. Works beside a running service, and without one."""
     from prompt_store import PromptStore
-    from prompt_store.errors import StoreError
+    from prompt_store.errors import StoreError, StoreUnavailable
 
     out = Output(as_json=as_json)
     settings = load_settings(data_dir=data_dir)
@@ -31,7 +31,8 @@ def fsck(rebuild: Rebuild = False, data_dir: DataDir = None, as_json: Json = Fal
             with PromptStore.open(url, settings.blobs, blobs_url=settings.blobs_url) as store:
                 report = store.rebuild() if rebuild else store.fsck()
         except StoreError as error:
-            raise CliError(error.message, Exit.UNREACHABLE, fix="chorus doctor") from error
+            code = Exit.UNREACHABLE if isinstance(error, StoreUnavailable) else Exit.FAILED
+            raise CliError(error.message, code, fix="chorus doctor") from error
     _show(report.model_dump(mode="json"), out, rebuilt=rebuild)
 
 

@@ -145,7 +145,10 @@ def _stream(client: Any, task: str, body: dict[str, Any], out: Output) -> None:
 
 def _answer_lines(client: Any, task: str, body: dict[str, Any], out: Output) -> None:
     """One answer for each line, in order; a line that fails says so and the rest go on."""
-    lines = [line.rstrip("\n") for line in sys.stdin]
+    try:
+        lines = [line.rstrip("\n") for line in sys.stdin]
+    except UnicodeDecodeError as unread:
+        raise CliError(f"standard input cannot be read: {unread}", Exit.USAGE, fix="write it as UTF-8") from None
     failed = 0
     for start in range(0, len(lines), LINES_PER_REQUEST):
         answer = client.generate(task, {**body, "inputs": lines[start : start + LINES_PER_REQUEST]})
@@ -156,6 +159,8 @@ def _answer_lines(client: Any, task: str, body: dict[str, Any], out: Output) -> 
                 out.line(output)
             else:
                 out.say(f"ERROR {error['code']}: {error['message']}" if error else output["label"] or output["text"])
+    if failed and out.as_json:  # each failure stands in its line's answer
+        raise typer.Exit(Exit.FAILED)
     if failed:
         raise CliError(f"{failed} of {len(lines)} lines failed")
 

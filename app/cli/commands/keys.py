@@ -35,18 +35,30 @@ ExpiresIn = Annotated[
     str | None, typer.Option("--expires-in", help="Its life: 90d, 12h, 30m. Unset: until revoked.", show_default=False)
 ]
 Requests = Annotated[
-    int | None, typer.Option("--requests-per-minute", min=1, help="Requests in a minute.", rich_help_panel=LIMITS)
+    int | None,
+    typer.Option("--requests-per-minute", min=1, max=10_000_000, help="Requests in a minute.", rich_help_panel=LIMITS),
 ]
 Tokens = Annotated[
     int | None,
-    typer.Option("--tokens-per-minute", min=1, help="Tokens in a minute, vectors included.", rich_help_panel=LIMITS),
+    typer.Option(
+        "--tokens-per-minute",
+        min=1,
+        max=10_000_000_000,
+        help="Tokens in a minute, vectors included.",
+        rich_help_panel=LIMITS,
+    ),
 ]
 Concurrent = Annotated[
     int | None,
-    typer.Option("--concurrent-jobs", min=0, help="Training jobs that have not ended.", rich_help_panel=LIMITS),
+    typer.Option(
+        "--concurrent-jobs", min=0, max=1_000_000, help="Training jobs that have not ended.", rich_help_panel=LIMITS
+    ),
 ]
 Total = Annotated[
-    int | None, typer.Option("--total-jobs", min=0, help="Training jobs in the key's life.", rich_help_panel=LIMITS)
+    int | None,
+    typer.Option(
+        "--total-jobs", min=0, max=1_000_000_000, help="Training jobs in the key's life.", rich_help_panel=LIMITS
+    ),
 ]
 Place = Annotated[
     Path | None,

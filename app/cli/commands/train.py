@@ -165,7 +165,9 @@ def _upload_rows(
     out.note(_describe_upload(file, client.upload(name, file)))
     if validation is None:
         return {"training_data": {"dataset": name}}
-    checked = f"{name[:52]}-validation" if dataset else dataset_name(validation)
+    checked = dataset_name(validation)
+    if dataset or checked == name:  # under one name the second upload would replace the first
+        checked = f"{name[:52]}-validation"
     out.note(_describe_upload(validation, client.upload(checked, validation)))
     return {"training_data": {"dataset": name}, "validation_data": {"dataset": checked}}
 

@@ -12,6 +12,7 @@ from app.access import Directory, Keyring
 from app.access.places import file_keys, pepper_of
 from app.api.auth import ROUTES, Gatekeeper, check_exposure, open_access
 from app.api.faults import ForeignOrigin, InsufficientScope, MisdirectedRequest, Unauthorized, UnsafeExposure
+from app.errors import StoreDown
 from app.settings import Settings
 
 KEY = "a-key-of-some-length"
@@ -33,12 +34,32 @@ def test_without_a_key_other_names_are_refused(tmp_path: Path, host: str) -> Non
         gate(tmp_path).identify("GET", "/v1/tasks", Headers({"host": host}))
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:9999"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1:9999", "http://[", "http://[::1", "http://a]b"]
+)
 def test_page_of_another_origin_may_read_but_not_write(tmp_path: Path, origin: str) -> None:
     headers = Headers({"host": "127.0.0.1:8000", "origin": origin})
     gate(tmp_path).identify("GET", "/v1/tasks", headers)
     with pytest.raises(ForeignOrigin):
         gate(tmp_path).identify("POST", "/v1/generate", headers)
+
+
+def test_origin_that_is_none_may_not_write_even_where_there_is_no_host(tmp_path: Path) -> None:
+    with pytest.raises(ForeignOrigin):
+        gate(tmp_path, api_key=KEY).identify(
+            "POST", "/v1/generate", Headers({"authorization": f"Bearer {KEY}", "origin": "http://["})
+        )
+
+
+def test_key_that_is_set_opens_while_the_keys_in_redis_were_never_read(tmp_path: Path) -> None:
+    keeper = gate(tmp_path, api_key=KEY, redis_url="redis://127.0.0.1:1")
+    caller = keeper.identify("GET", "/v1/tasks", Headers({"authorization": f"Bearer {KEY}"}))
+    keeper.check_scope(caller, "DELETE", "/v1/tasks/a")
+    for host in ("127.0.0.1", "0.0.0.0"):
+        unread = gate(tmp_path, host=host, redis_url="redis://127.0.0.1:1")
+        for headers in ({}, {"authorization": f"Bearer {KEY}"}):
+            with pytest.raises(StoreDown):
+                unread.identify("GET", "/v1/tasks", Headers({"host": "127.0.0.1", **headers}))
 
 
 def test_own_pages_may_write(tmp_path: Path) -> None:
@@ -130,5 +151,7 @@ def test_page_of_the_http_api_lists_every_route_with_its_scope() -> None:
     page = (Path(__file__).parents[3] / "docs" / "http-api.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(GET|POST|PUT|DELETE) (/\S*)` \| (\w+) \| \S", page, re.MULTILINE)
     assert {(method, path): need for method, path, need in listed} == {
-        route: need for route, need in ROUTES.items() if not route[1].endswith(".js")  # part of a page
+        route: need
+        for route, need in ROUTES.items()
+        if not route[1].endswith(".js")  # part of a page
     }

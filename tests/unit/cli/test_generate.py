@@ -5,8 +5,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 
+from app.cli.client import ChorusClient
 from app.cli.errors import Exit
 from tests.unit.cli.conftest import FakeService, Ran
 
@@ -88,6 +90,74 @@ def test_generate_when_streamed_shows_the_text_as_it_comes(chorus: Callable[...,
     ran = chorus("generate", "sentiment", "x", "--stream")
     assert ran.out == "Hello\n"
     assert service.asked[0].json["stream"] is True
+
+
+def test_generate_when_a_streamed_text_holds_unicode_line_breaks_keeps_them(
+    chorus: Callable[..., Ran], service: FakeService
+) -> None:
+    text = "a\u2028b\u2029c\x85d"
+    event = json.dumps({"index": 0, "text": text, "finish_reason": "stop"}, ensure_ascii=False)
+    service.on(GENERATE, f"data: {event}\n\ndata: [DONE]\n\n".encode(), content_type="text/event-stream")
+    (line,) = [
+        json.loads(line) for line in chorus("generate", "sentiment", "x", "--stream", "--json").out.split("\n") if line
+    ]
+    assert line["text"] == text
+
+
+@pytest.mark.parametrize(("timeout_s", "least"), [(None, 600), (300.0, 330), (900.0, 930)])
+def test_generate_when_the_first_token_takes_its_time_waits_as_long_as_the_deadline(
+    timeout_s: float | None, least: float
+) -> None:
+    waits = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        waits.append(request.extensions["timeout"]["read"])
+        return httpx.Response(200, json={}) if b'"stream"' not in request.content else httpx.Response(200)
+
+    body = {} if timeout_s is None else {"timeout_s": timeout_s}
+    with ChorusClient("http://127.0.0.1:1", transport=httpx.MockTransport(answer)) as client:
+        client.generate("t", body)
+        assert list(client.stream("t", body)) == []
+    assert len(waits) == 2
+    assert min(waits) >= least
+
+
+def test_generate_when_a_text_cannot_be_sent_exits_with_usage(chorus: Callable[..., Ran]) -> None:
+    for how in ((), ("--stream",)):
+        ran = chorus("generate", "sentiment", "\udcff", *how)
+        assert ran.code == Exit.USAGE
+        assert "UTF-8" in ran.err
+        assert "unexpected" not in ran.err
+
+
+def test_generate_when_the_lines_are_not_utf8_exits_with_usage(
+    chorus: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    ran = chorus("generate", "sentiment", "-")
+    assert ran.code == Exit.USAGE
+    assert "UTF-8" in ran.err
+
+
+def test_generate_when_a_line_fails_as_json_prints_one_line_each_and_no_more(
+    chorus: Callable[..., Ran], service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
+    error = {"code": "context_too_long", "message": "too long"}
+    service.on(GENERATE, {"outputs": [output(), output(error=error, label=None, text=None)]})
+    ran = chorus("generate", "sentiment", "-", "--json")
+    assert ran.code == Exit.FAILED
+    assert [line.get("error") for line in ran.lines] == [None, error]
+
+
+def test_generate_when_the_stream_breaks_off_as_json_prints_the_error_as_a_line(
+    chorus: Callable[..., Ran], service: FakeService
+) -> None:
+    body = b'data: {"text": "He"}\n\ndata: {"error": {"code": "engine_failure", "message": "boom"}}\n\ndata: [DONE]\n\n'
+    service.on(GENERATE, body, content_type="text/event-stream")
+    ran = chorus("generate", "sentiment", "x", "--stream", "--json")
+    assert ran.code == Exit.FAILED
+    assert [set(line) for line in ran.lines] == [{"text"}, {"error"}]
 
 
 def test_generate_when_the_stream_breaks_off_with_an_error_fails(

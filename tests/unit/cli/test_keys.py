@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import redis
+from annotated_types import Le
 
+from app.access.keys import KeyLimits
 from app.cli import main
 from app.cli.errors import Exit
 
@@ -91,6 +93,17 @@ def test_mistake_is_named_and_makes_nothing(keys: Run, argv: list[str], status: 
     code, _, _ = keys(*argv)
     assert code == status
     assert json.loads(keys("list", "--json")[1])["data"] == []
+
+
+@pytest.mark.parametrize("name", KeyLimits.model_fields)
+def test_limit_that_no_key_may_have_is_refused_with_the_bounds(keys: Run, name: str) -> None:
+    (most,) = (bound.le for bound in KeyLimits.model_fields[name].metadata if isinstance(bound, Le))
+    option = f"--{name.replace('_', '-')}"
+    code, _, err = keys("create", "--scope", "generate", option, str(most + 1))
+    assert code == Exit.USAGE
+    assert option in err
+    assert str(most) in err
+    assert made(keys, "--scope", "generate", option, str(most))["limits"][name] == most
 
 
 def test_redis_of_the_settings_is_the_place_unless_a_folder_is_named(

@@ -4,12 +4,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+import redis
 
 from app.cli.commands import service as service_commands
 from app.cli.errors import Exit
 from app.errors import UnsupportedBackbone
+from prompt_store import keys
 from tests.unit.cli.conftest import FakeService, Ran
 
 
@@ -88,6 +91,26 @@ def test_run_when_something_breaks_shows_a_traceback_only_with_debug(
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "nonsense"])
 def test_run_when_the_url_is_no_url_exits_with_usage(chorus: Callable[..., Ran], url: str) -> None:
     assert chorus("tasks", "--url", url).code == Exit.USAGE
+
+
+@pytest.mark.parametrize("url", ["http://localhost:abc", "http://[::1", "http://localhost:99999", "http://\udcff"])
+def test_run_when_the_url_cannot_be_read_says_what_one_looks_like(chorus: Callable[..., Ran], url: str) -> None:
+    ran = chorus("tasks", "--url", url)
+    assert ran.code == Exit.USAGE
+    assert "http://127.0.0.1:8000" in ran.err
+    assert "CHORUS_URL" in ran.err
+
+
+def test_fsck_when_a_record_cannot_be_read_names_it(
+    chorus: Callable[..., Ran], redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHORUS_REDIS_URL", redis_url)
+    with redis.Redis.from_url(redis_url) as client:
+        client.hset(keys.TASKS, "mood", "x")
+        ran = chorus("fsck", "--data-dir", str(tmp_path))
+        client.flushall()
+    assert ran.code == Exit.FAILED
+    assert "the task mood" in ran.err
 
 
 def test_key_is_sent_as_bearer_and_never_shown(chorus: Callable[..., Ran], service: FakeService) -> None:

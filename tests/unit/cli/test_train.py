@@ -229,6 +229,37 @@ def test_jobs_when_the_job_failed_says_why(chorus: Callable[..., Ran], service: 
     assert "diverged" in ran.err
 
 
+def test_train_when_both_files_have_one_name_checks_on_rows_of_their_own(
+    chorus: Callable[..., Ran], service: FakeService, rows: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "held-out" / "tickets.jsonl"
+    other.parent.mkdir()
+    other.write_text('{"text": "c", "label": "d"}\n')
+    service.on("PUT /v1/datasets/tickets-validation", {"name": "tickets-validation", "rows": 1})
+    chorus("train", str(rows), "--task", "tickets", "--validation", str(other))
+    first, second, start = service.asked
+    assert (first.path, first.body) == ("/v1/datasets/tickets", rows.read_bytes())
+    assert (second.path, second.body) == ("/v1/datasets/tickets-validation", other.read_bytes())
+    assert start.json["training_data"] == {"dataset": "tickets"}
+    assert start.json["validation_data"] == {"dataset": "tickets-validation"}
+
+
+@pytest.mark.parametrize(
+    "words", [["jobs", JOB], ["jobs", JOB, "--watch"], ["train", "ROWS", "--task", "t", "--watch"]]
+)
+def test_job_that_failed_as_json_prints_lines_of_json_the_job_last(
+    chorus: Callable[..., Ran], service: FakeService, rows: Path, words: list[str]
+) -> None:
+    failed = job("failed", error={"code": "diverged", "message": "the loss became NaN"})
+    service.answers[f"GET /v1/train/{JOB}"] = []
+    service.on(f"GET /v1/train/{JOB}", failed)
+    ran = chorus(*(str(rows) if word == "ROWS" else word for word in words), "--json")
+    assert ran.code == Exit.FAILED
+    assert ran.lines[-1] == failed
+    assert len(ran.lines) == 1 + ("--watch" in words) * len(STORY)
+    assert ran.err == ""
+
+
 def test_jobs_when_cancelled_says_so(chorus: Callable[..., Ran], service: FakeService) -> None:
     service.on(f"POST /v1/train/{JOB}/cancel", job("cancelled"))
     ran = chorus("jobs", JOB, "--cancel")

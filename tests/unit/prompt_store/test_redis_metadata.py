@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from prompt_store import BlobStore, PromptStore, RedisMetadata, Snapshot, StoreUnavailable
-from prompt_store.testing import EXAMPLE_SPEC, example_meta, example_tensors
+from prompt_store import BlobStore, CorruptRecord, PromptStore, RedisMetadata, Snapshot, StoreUnavailable, keys
+from prompt_store.testing import EXAMPLE_SPEC, example_evaluation, example_meta, example_tensors
 
 
 class Proxy:
@@ -129,6 +129,14 @@ def test_publish_when_the_reply_is_lost_is_retried_and_commits_once(proxy: Proxy
         assert store.fsck().ok
 
 
+def test_ensure_task_when_the_reply_is_lost_still_says_that_it_created_the_task(proxy: Proxy, tmp_path: Path) -> None:
+    with open_store(proxy.url, tmp_path) as store:
+        store.ensure_task("other", EXAMPLE_SPEC)  # the script is known
+        proxy.drop_reply(b"EVALSHA")
+        assert store.ensure_task("sentiment", EXAMPLE_SPEC)[1]
+        assert proxy.dropped == 1
+
+
 def test_move_alias_when_the_reply_is_lost_is_tried_once_and_says_so(proxy: Proxy, tmp_path: Path) -> None:
     with open_store(proxy.url, tmp_path) as store:
         publish(store, "job-1")
@@ -149,6 +157,56 @@ def test_reads_when_a_connection_drops_are_retried(proxy: Proxy, tmp_path: Path)
             proxy.drop_reply(command)
             call()
         assert proxy.dropped == 3
+
+
+DAMAGES: dict[str, tuple[str, Callable[[str], str | bytes]]] = {
+    "a field of a newer format": (keys.TASKS, lambda line: line.replace('{"description"', '{"novel":1,"description"')),
+    "a line without its parts": (keys.TASKS, lambda line: line.partition("\n")[0]),
+    "a version that is no JSON": (keys.VERSIONS, lambda body: body[:-1]),
+    "a version that is a list": (keys.VERSIONS, lambda _: "[1]"),
+    "a version without a digest": (keys.VERSIONS, lambda body: body.replace('"digest"', '"digests"')),
+    "a state that is none": (keys.STATES, lambda _: "retried"),
+    "a card that is none": (keys.CARDS, lambda _: "{}"),
+    "aliases without a target": (keys.ALIASES, lambda _: "prod 1 0.0"),
+    "a target without numbers": (keys.ALIASES, lambda _: "prod 1 0.0 vote:a,b"),
+    "bytes that are no text": (keys.TASKS, lambda _: b"\xff"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_reads_when_a_record_cannot_be_read_say_so_in_one_way(redis_url: str, tmp_path: Path, damage: str) -> None:
+    key, spoil = DAMAGES[damage]
+    with open_store(redis_url, tmp_path) as store, redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        publish(store, "job-1")
+        store.append_evaluation("sentiment", 1, example_evaluation())
+        before = store.snapshot()
+        ((field, value),) = client.hgetall(key).items()  # type: ignore[union-attr]
+        client.hset(key, field, spoil(value))  # type: ignore[arg-type]
+        store.put_task("neighbour", EXAMPLE_SPEC)
+        assert store.get_task("neighbour").spec == EXAMPLE_SPEC
+        with pytest.raises(CorruptRecord) as caught:
+            store.snapshot()
+        assert "positive" not in caught.value.message
+        assert store.delta(before) is not None  # no event names what was spoilt
+        client.hset(key, field, value)
+        assert "sentiment" in store.snapshot().states
+
+
+def test_delta_when_a_record_cannot_be_read_says_so(redis_url: str, tmp_path: Path) -> None:
+    with open_store(redis_url, tmp_path) as store, redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        before = store.snapshot()
+        store.put_task("sentiment", EXAMPLE_SPEC)
+        client.hset(keys.TASKS, "sentiment", "x")
+        for call in (lambda: store.delta(before), lambda: store.get_task("sentiment"), store.list_tasks):
+            with pytest.raises(CorruptRecord, match="sentiment"):
+                call()
+
+
+def test_epoch_when_it_is_no_number_says_so(redis_url: str, tmp_path: Path) -> None:
+    with open_store(redis_url, tmp_path) as store, redis.Redis.from_url(redis_url) as client:
+        client.set(keys.EPOCH, "many")
+        with pytest.raises(CorruptRecord):
+            store.epoch()
 
 
 def test_scripts_when_the_server_forgot_them_are_loaded_again(redis_url: str, tmp_path: Path) -> None:

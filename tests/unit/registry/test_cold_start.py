@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import redis
 
 from app.errors import StoreDown
-from prompt_store import MemoryMetadata, StoreUnavailable
+from prompt_store import AliasTarget, MemoryMetadata, PromptStore, StoreUnavailable, TaskSpec, keys
 from prompt_store.journal import Journal
 from tests.fakes import FakeBackbone, publish
 from tests.registries import FragileStore, run, running, until
@@ -127,6 +128,53 @@ def test_store_that_lost_everything_is_no_reason_to_answer_nothing(store: Fragil
     async def test() -> None:
         async with running(forgotten, tmp_path / "elsewhere") as registry:
             assert registry.degraded_code == "store_behind"
+            assert (await registry.resolve_version("echo")).version == 1
+
+    run(test())
+
+
+def test_record_that_cannot_be_read_is_told_and_keeps_no_replica_from_starting(tmp_path: Path, redis_url: str) -> None:
+    store = PromptStore.open(redis_url, tmp_path / "blobs")
+    publish(store, FakeBackbone(), "echo", "{text}")
+    store.put_task("novel", TaskSpec(fields=("text",)))
+
+    async def test() -> None:
+        with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+            line = str(client.hget(keys.TASKS, "novel"))
+            async with running(store, tmp_path) as registry:
+                client.hset(keys.TASKS, "novel", line.replace('{"description"', '{"newer":1,"description"'))
+                client.incr(keys.EPOCH)
+                await until(lambda: registry.degraded_code == "corrupt_record")
+                assert (await registry.resolve_version("echo")).version == 1
+                alias = await registry.move_alias("echo", "canary", AliasTarget(version=1), expected=0)
+                assert store.get_alias("echo", "canary") == alias
+            async with running(store, tmp_path) as registry:
+                assert registry.degraded_code == "corrupt_record"
+                assert (await registry.resolve_version("echo")).version == 1
+                client.hset(keys.TASKS, "novel", line)
+                await until(lambda: not registry.degraded)
+                assert registry.alias("echo", "canary") == alias
+
+    run(test())
+
+
+def test_failure_without_a_name_is_told_and_what_is_known_goes_on_serving(
+    store: FragileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    async def test() -> None:
+        async with running(store, tmp_path) as registry:
+            with monkeypatch.context() as patch:
+                patch.setattr(store.metadata, "delta", broken)
+                store.put_task("late", TaskSpec(fields=("text",)))
+                await until(lambda: registry.degraded_code == "internal_error")
+            await until(lambda: not registry.degraded)
+            assert "late" in registry.snapshot.states
+        monkeypatch.setattr(store.metadata, "dump", broken)
+        async with running(store, tmp_path) as registry:
+            assert registry.degraded_code == "internal_error"
             assert (await registry.resolve_version("echo")).version == 1
 
     run(test())

@@ -85,6 +85,7 @@ def test_writes_are_read_back_at_once(store: FragileStore, tmp_path: Path) -> No
         async with running(store, tmp_path, reconcile_s=60) as registry:
             task, created = await registry.put_task("new", TaskSpec(fields=("text",)))
             assert (registry.task("new"), created) == (task, True)
+            assert await registry.put_task("new", TaskSpec(fields=("text",))) == (task, False)
             assert (await registry.put_task("new", TaskSpec(fields=("text",), description="x")))[1] is False
             alias = await registry.move_alias("echo", "canary", AliasTarget(version=2), expected=0)
             assert registry.alias("echo", "canary") == alias
