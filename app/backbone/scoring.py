@@ -59,9 +59,6 @@ def score_rows(
 
     Raises InvalidRequest for a row that holds nothing but its prompt's keys and values: nothing is computed for it.
     """
-    for row, prompt in zip(rows, prompts, strict=True):
-        if isinstance(prompt, PrefixKV) and row.total <= prompt.length:
-            raise InvalidRequest("there is not one token to read behind the prompt's keys and values", param="input")
     if backbone.probed.masked is not None:
         return masked_scoring.score_labels(backbone.probed.masked, rows, prompts, asked)
     if backbone.family == "seq2seq":
@@ -69,6 +66,9 @@ def score_rows(
     if backbone.probed.forward is None:
         alone = ReferenceRunner(backbone.model, slots=0, places=0)
         return [_score_alone(alone, *of) for of in zip(rows, map(vectors_of, prompts), asked, strict=True)]
+    for row, prompt in zip(rows, prompts, strict=True):
+        if isinstance(prompt, PrefixKV) and row.total <= prompt.length:
+            raise InvalidRequest("there is not one token to read behind the prompt's keys and values", param="input")
     shared = share_prefixes(backbone, rows, prompts) if shared is None else shared
     given = [
         prompt if isinstance(prompt, PrefixKV) else shared.of(row, prompt)
