@@ -97,7 +97,7 @@ def serve(settings: Settings) -> None:
     configure_logging(settings.log_level, settings.log_format)
     check_extra(settings.otlp_endpoint)
     with closing(bind(settings.host, settings.port)) as listener:
-        asked = access.directory.has_keys or access.directory.unread
+        asked = access.directory.unread or access.directory.has_keys
         keys = "asked for" if asked else "none asked for: only this machine gets here"
         where = {"host": settings.host, "port": listener.getsockname()[1]}
         log.info("starting", extra={**where, "model": settings.model, "keys": keys})

@@ -20,7 +20,7 @@ from typing import Self
 from app.access.file_store import private_folder, read_records, write_records
 from app.access.keys import SCOPES, Caller, KeyRecord, digest_of, id_of, is_made_key, pepper_id
 from app.access.pepper import Pepper
-from app.access.places import key_stores, keyless_mark, pepper_of, saved_keys
+from app.access.places import key_stores, keyless_mark, pepper_of, redis_mark, saved_keys
 from app.access.redis_store import RedisKeys
 from app.access.store import KeyStore, KeysUnavailable
 from app.settings import Settings
@@ -48,15 +48,17 @@ class Directory:
         *,
         setting: str | None = None,
         saved: Path | None = None,
+        mark: str = "",
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._stores, self._pepper, self._saved, self._now = stores, pepper, saved, now
+        self._stores, self._pepper, self._saved, self._mark, self._now = stores, pepper, saved, mark, now
         self._stamps: dict[str, str] = {}
         self._found: dict[str, Mapping[str, KeyRecord]] = {}
         self._away: set[str] = set()
         self._records: Mapping[str, KeyRecord] = {}
         self._ever = False
         self._unread = any(isinstance(store, RedisKeys) for store in stores)
+        self._told = False  # what Redis holds, by itself, by the copy or by the mark
         self._used: dict[str, float] = {}
         self._unsaid: dict[str, float] = {}
         self._process_secret = secrets.token_bytes(32)
@@ -67,7 +69,13 @@ class Directory:
     @classmethod
     def open(cls, settings: Settings) -> Self:
         """By the settings, after a first look. Raises KeysUnavailable for a file of keys that cannot be read."""
-        directory = cls(key_stores(settings), pepper_of(settings), setting=settings.api_key, saved=saved_keys(settings))
+        directory = cls(
+            key_stores(settings),
+            pepper_of(settings),
+            setting=settings.api_key,
+            saved=saved_keys(settings),
+            mark=redis_mark(settings),
+        )
         directory.refresh(first=True)
         return directory
 
@@ -115,6 +123,7 @@ class Directory:
             self._take_pepper(records)
             self._records = records
         self._ever = self._ever or bool(records) or (first and self._saved is not None and self._saved.exists())
+        self._unread = self._unread and not self._told  # last: who reads meanwhile finds it locked, or the keys
 
     def close(self) -> None:
         for store in self._stores:
@@ -126,7 +135,7 @@ class Directory:
             self._found[store.name] = store.load()
             self._stamps[store.name] = stamp
             if isinstance(store, RedisKeys):
-                self._unread = False
+                self._told = True
                 self._save(self._found[store.name])
         if isinstance(store, RedisKeys) and self._unsaid:
             unsaid = self._unsaid.copy()
@@ -145,11 +154,18 @@ class Directory:
         if first and isinstance(store, RedisKeys) and self._saved is not None:
             try:
                 self._found[store.name] = read_records(read_file(self._saved, limit=_MAX_SAVED))
-                self._unread = False
+                self._told = True
             except FileNotFoundError:
-                self._unread = not keyless_mark(self._saved).exists()
+                self._told = self._marked(keyless_mark(self._saved))
             except (OSError, KeysUnavailable) as error:
                 log.warning("the copy of the keys cannot be read", extra={"why": type(error).__name__})
+
+    def _marked(self, file: Path) -> bool:
+        """Whether the mark is there, and of this Redis."""
+        try:
+            return file.read_text(encoding="utf-8") == self._mark
+        except (OSError, ValueError):
+            return False
 
     def _save(self, records: Mapping[str, KeyRecord]) -> None:
         if self._saved is None:
@@ -160,8 +176,8 @@ class Directory:
             if records or self._saved.exists():
                 mark.unlink(missing_ok=True)  # first: who is killed in between starts locked
                 write_file(self._saved, write_records(records))
-            elif not mark.exists():
-                write_file(mark, b"")
+            elif not self._marked(mark):
+                write_file(mark, self._mark.encode())
         except OSError as error:
             log.warning("the copy of the keys cannot be written", extra={"why": error.strerror})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from app.access.file_store import FileKeys
@@ -28,8 +29,15 @@ def pepper_of(settings: Settings) -> Pepper:
 
 
 def keyless_mark(saved: Path) -> Path:
-    """Beside the copy, where there is none: says that Redis was read, and held no key."""
+    """Beside the copy, where there is none: says which Redis was read, and held no key."""
     return saved.with_name("none-made")
+
+
+def redis_mark(settings: Settings) -> str:
+    """Which Redis the settings name, without its secrets."""
+    url = settings.redis_url or ""
+    scheme, _, rest = url.partition("://")
+    return hashlib.sha256(f"{scheme}://{rest.rpartition('@')[2]}".encode()).hexdigest()
 
 
 def saved_keys(settings: Settings) -> Path:

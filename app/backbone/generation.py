@@ -35,9 +35,9 @@ def next_logits(backbone: Backbone, rows: Sequence[Row], prompts: Sequence[SoftP
 
 @torch.no_grad()
 def generate_greedy(
-    backbone: Backbone, rows: Sequence[Row], prompts: Sequence[SoftPrompt | None], *, max_tokens: int
+    backbone: Backbone, rows: Sequence[Row], prompts: Sequence[SoftPrompt | None], *, max_tokens: int | Sequence[int]
 ) -> list[Generated]:
-    """The most likely continuation of each row, up to the end token or `max_tokens`.
+    """The most likely continuation of each row, up to the end token or `max_tokens`, of all rows or of each.
 
     Raises CapabilityMissing for a masked backbone.
     """
@@ -45,20 +45,21 @@ def generate_greedy(
         raise CapabilityMissing(NO_TEXT)
     rows = [replace(row, decoder=decoder_tokens(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
     ends = set(backbone.tokenizer.eos_ids)
-    longest = max(row.total for row in rows)
-    runner = backbone.runner(slots=len(rows), places=longest + max_tokens)
+    most = [max_tokens] * len(rows) if isinstance(max_tokens, int) else max_tokens
+    runner = backbone.runner(slots=len(rows), places=max(row.total + n for row, n in zip(rows, most, strict=True)))
     logits = runner.prefill(0, [prefill_item(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]).logits
-    lengths = torch.tensor([row.total for row in rows], device=backbone.device)
+    lengths = [row.total for row in rows]
     taken: list[list[tuple[int, float]]] = [[] for _ in rows]
     done = [False] * len(rows)
-    for step in range(max_tokens):
+    for _ in range(max(most)):
         tokens, margins = greedy_token(logits)
         for i, (token, margin) in enumerate(zip(tokens.tolist(), margins.tolist(), strict=True)):
             done[i] = done[i] or token in ends
             if not done[i]:
                 taken[i].append((token, margin))
-        if all(done) or step == max_tokens - 1:
+                done[i] = len(taken[i]) == most[i]
+        if all(done):
             break
-        logits = runner.decode(tokens, lengths, longest + step)
-        lengths = lengths + 1
+        logits = runner.decode(tokens, torch.tensor(lengths, device=backbone.device), max(lengths))
+        lengths = [length + (not ended) for length, ended in zip(lengths, done, strict=True)]  # no row outgrows its own
     return [Generated(tuple(t for t, _ in row), tuple(m for _, m in row)) for row in taken]

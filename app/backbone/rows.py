@@ -161,5 +161,8 @@ def _fixed_ids(tokenizer: BackboneTokenizer, segment: tuple[Words | Field, ...])
 def _cut(tokenizer: BackboneTokenizer, text: str, tokens: int) -> str:
     """`text` without its last `tokens` tokens, and at least one character shorter."""
     ids = tokenizer.encode_text(text)
-    kept = tokenizer.decode(ids[: max(0, len(ids) - tokens)])
-    return kept if len(kept) < len(text) and text.startswith(kept) else text[: max(0, min(len(kept), len(text) - 1))]
+    left = max(0, len(ids) - tokens)
+    kept = tokenizer.decode(ids[:left])
+    if len(kept) < len(text) and text.startswith(kept):
+        return kept
+    return text[: max(0, min(len(text) - 1, len(text) * left // max(1, len(ids))))]  # decoded otherwise than written

@@ -71,7 +71,7 @@ class BackboneTokenizer:
         return json.dumps(json.loads(self._full.to_str()), sort_keys=True, ensure_ascii=False)
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of user text: never a reserved id."""
+        """Ids of user text: never a reserved id, but for what cannot be spelled."""
         return self.encode_segment((Piece(text, author=False),))
 
     def encode_continuation(self, text: str) -> list[int]:

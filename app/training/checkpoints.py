@@ -21,6 +21,11 @@ from torch import Tensor
 from app.training.files import write_atomically
 
 KEEP = 2
+MAX_HEADER = 100_000_000
+"""Bytes of the longest header that the format allows."""
+
+_DAMAGED = (ValueError, LookupError, TypeError, AttributeError)
+"""What reading the state of a damaged file leads to."""
 
 _NAME = re.compile(r"step-(\d{8})\.attempt-(\d{6})\.safetensors")
 
@@ -52,7 +57,7 @@ class Checkpoints:
                 data = path.read_bytes()
                 tensors = load_safetensors(data)
                 state = _state(BytesIO(data))
-            except (OSError, SafetensorError, ValueError, KeyError):
+            except (OSError, SafetensorError, *_DAMAGED):
                 continue
             if state.get("identity") == self._identity:
                 return tensors, state
@@ -63,7 +68,7 @@ class Checkpoints:
         try:
             with path.open("rb") as file:
                 return _state(file).get("identity") == self._identity
-        except (OSError, ValueError, KeyError):
+        except (OSError, *_DAMAGED):
             return False
 
     def _named(self) -> list[Path]:
@@ -82,5 +87,7 @@ def _written(path: Path) -> tuple[str, str]:
 
 def _state(file: BinaryIO) -> dict[str, Any]:
     length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER:
+        raise ValueError("no header is that long")
     state: dict[str, Any] = json.loads(json.loads(file.read(length))["__metadata__"]["state"])
     return state

@@ -78,7 +78,7 @@ class Contest:
         encoded = prepare.encode(encoder)
         schedule = prepare.schedule(plan, len(encoded))
         evaluator = prepare.evaluator(plan, encoder)
-        settled, learner = prepare.begin(plan, schedule, encoder, encoded)
+        settled, learner = prepare.patiently(lambda: prepare.begin(plan, schedule, encoder, encoded))
         voice = _Voice(self, number, member)
         run = Run(learner, encoded, encoder.verbalizer, schedule, judge=evaluator.quick_judge(dev), listener=voice)
         return Contender(number, member, plan.model_copy(update={"method": settled}), evaluator, schedule, run)

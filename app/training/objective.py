@@ -64,15 +64,12 @@ def answers(
     """The text the service would answer with, greedily, for each example in order; it ends where the context does."""
     texts = [""] * len(examples)
     context = backbone.max_positions - decoder_tokens(prompt)
-    rooms = [max(1, min(max_tokens, context - one.row.total)) for one in examples]
-    for room in sorted(set(rooms), reverse=True):
-        alike = [place for place in range(len(examples)) if rooms[place] == room]
-        for batch in eval_batches([examples[place] for place in alike], extra=room):
-            places = [alike[place] for place in batch]
-            rows = [examples[place].row for place in places]
-            found = generate_greedy(backbone, rows, [prompt] * len(rows), max_tokens=room)
-            for place, generated in zip(places, found, strict=True):
-                texts[place] = backbone.tokenizer.decode(generated.tokens)
+    for places in eval_batches(examples, extra=max_tokens):
+        rows = [examples[place].row for place in places]
+        rooms = [max(1, min(max_tokens, context - row.total)) for row in rows]
+        found = generate_greedy(backbone, rows, [prompt] * len(rows), max_tokens=rooms)
+        for place, generated in zip(places, found, strict=True):
+            texts[place] = backbone.tokenizer.decode(generated.tokens)
     return texts
 
 

@@ -7,9 +7,10 @@ long answers are.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol, TypeVar
 
 from app.backbone import Backbone, compile_verbalizer, default_bos, parse_template
 from app.training.data import Example
@@ -23,19 +24,27 @@ from app.training.sources import RegistrySources
 from app.training.surroundings import SAMPLE_ROWS, gather
 from prompt_store import PromptStore
 
+T = TypeVar("T")
 DEV_SAMPLE_SEED = 0
 """Dev rows are sampled alike whatever a run's seed is, so that the scores of different seeds can be compared."""
 
 
+class Patience(Protocol):
+    """Calls again while what is asked for is out of reach, for a while."""
+
+    def __call__(self, call: Callable[[], T]) -> T: ...
+
+
 @dataclass
 class Preparation:
-    """What the runs of one attempt begin with. `train` are the training rows."""
+    """What the runs of one attempt begin with. `train` are the training rows; `patiently` makes calls to the store."""
 
     backbone: Backbone
     store: PromptStore
     max_context: int
     stop: threading.Event
     train: Sequence[Example]
+    patiently: Patience
     _words: dict[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
     _encoded: dict[tuple[object, ...], list[Encoded]] = field(default_factory=dict)
 

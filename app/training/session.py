@@ -100,7 +100,9 @@ class Session:
     def _run(self) -> None:
         train, dev, split = self._examples()
         context = self._context
-        prepare = Preparation(context.backbone, context.store, context.max_context, context.stop, train)
+        prepare = Preparation(
+            context.backbone, context.store, context.max_context, context.stop, train, self._patiently
+        )
         if self._plan.members:
             self._sweep(prepare, dev, split)
             return

@@ -170,9 +170,11 @@ class Supervisor:
         if code in (STOPPED, -signal.SIGTERM) and self._stop.is_set():
             reason = "the worker is stopping; the job goes on elsewhere"
             return self._records.move(job_id, "queued", attempt=attempt, reason=reason) == "moved"
-        reply = self._records.take_back(job_id, attempt=attempt, reason=f"the trainer ended with code {code}")
+        left = code == STOPPED
+        reason = "its attempt found the store out of reach" if left else f"the trainer ended with code {code}"
+        reply = self._records.take_back(job_id, attempt=attempt, reason=reason)
         if reply == "exhausted":
-            give_up(self._records, self._store, job_id, attempt=attempt)
+            give_up(self._records, self._store, job_id, attempt=attempt, left=left)
         if reply in ("exhausted", "cancelled"):
             self._forget(job_id)
         return reply == "queued"
@@ -181,16 +183,21 @@ class Supervisor:
         shutil.rmtree(job_folder(self._settings.data_dir, job_id), ignore_errors=True)
 
 
-def give_up(records: JobRecords, store: PromptStore, job_id: str, *, attempt: int | None) -> None:
-    """End a job that was lost too often; if it had published before it was lost, it succeeded.
+def give_up(records: JobRecords, store: PromptStore, job_id: str, *, attempt: int | None, left: bool = False) -> None:
+    """End a job that was lost too often; if it had published before it was lost, it succeeded. `left`: the last attempt
+    was not lost, but found the store out of reach.
 
     A holder that was only frozen may wake up: from here on it can publish nothing.
     """
     store.raise_fence(job_id, records.get(job_id).attempt + 1)
     if _succeeds_by_publication(records, store, job_id, attempt):
         return
-    message = f"the worker was lost {GIVE_UP_AFTER} times in a row without progress"
-    records.move(job_id, "failed", attempt=attempt, error=JobError(code="worker_lost", message=message))
+    lost = JobError(code="worker_lost", message=f"the worker was lost {GIVE_UP_AFTER} times in a row without progress")
+    away = JobError(
+        code="store_unavailable",
+        message=f"{GIVE_UP_AFTER} attempts in a row came to nothing; the last found the store out of reach",
+    )
+    records.move(job_id, "failed", attempt=attempt, error=away if left else lost)
 
 
 def _succeeds_by_publication(records: JobRecords, store: PromptStore, job_id: str, attempt: int | None) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -86,8 +89,18 @@ def test_row_of_a_decoder_that_cannot_spell_everything_keeps_its_fixed_beginning
 
 
 @pytest.mark.parametrize("make", [wordpiece, unigram])
+def test_row_that_is_cut_keeps_about_as_much_of_what_cannot_be_spelled(make: Callable[[], Any]) -> None:
+    theirs = make()
+    ours = BackboneTokenizer(theirs, vocab_size=len(theirs), family="masked" if make is wordpiece else "seq2seq")
+    text = "😀 a " * 30
+    whole = encode_row(ours, parse_template("{text}"), "none", {"text": text}).total
+    row = encode_row(ours, parse_template("{text}"), "none", {"text": text}, max_tokens=whole - 2)
+    assert whole - 8 <= row.total <= whole - 2
+
+
+@pytest.mark.parametrize("make", [wordpiece, unigram])
 @pytest.mark.parametrize("word", ["😀", "good😀", "\u200b"])
-def test_label_word_that_cannot_be_spelled_is_refused_by_its_label(make: type, word: str) -> None:
+def test_label_word_that_cannot_be_spelled_is_refused_by_its_label(make: Callable[[], Any], word: str) -> None:
     theirs = make()
     family = "masked" if make is wordpiece else "seq2seq"
     ours = BackboneTokenizer(theirs, vocab_size=len(theirs), family=family)  # type: ignore[arg-type]

@@ -9,7 +9,8 @@ import pytest
 from starlette.datastructures import Headers
 
 from app.access import Directory, Keyring
-from app.access.places import file_keys, pepper_of
+from app.access.places import file_keys, pepper_of, redis_mark
+from app.access.redis_store import RedisKeys
 from app.api.auth import ROUTES, Gatekeeper, check_exposure, open_access
 from app.api.faults import ForeignOrigin, InsufficientScope, MisdirectedRequest, Unauthorized, UnsafeExposure
 from app.errors import StoreDown
@@ -60,6 +61,38 @@ def test_key_that_is_set_opens_while_the_keys_in_redis_were_never_read(tmp_path:
         for headers in ({}, {"authorization": f"Bearer {KEY}"}):
             with pytest.raises(StoreDown):
                 unread.identify("GET", "/v1/tasks", Headers({"host": "127.0.0.1", **headers}))
+
+
+def test_replica_that_hears_of_the_keys_is_not_open_while_it_writes_them_down(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = Settings(data_dir=tmp_path, redis_url=redis_url)
+    away, there = RedisKeys("redis://127.0.0.1:1"), RedisKeys(redis_url)
+    Keyring([there], pepper_of(chosen)).create(there, ["generate"])
+    directory = Directory([away], pepper_of(chosen), saved=tmp_path / "keys" / "known.json")
+    directory.refresh(first=True)
+    keeper, called = Gatekeeper(chosen, directory), []
+
+    def look(*_: object) -> None:
+        with pytest.raises(StoreDown):
+            keeper.identify("POST", "/v1/train", Headers({"host": "127.0.0.1"}))
+        called.append(1)
+
+    monkeypatch.setattr("app.access.directory.write_file", look)
+    directory._stores = [there]
+    directory.refresh()
+    assert called
+    with pytest.raises(Unauthorized):
+        keeper.identify("POST", "/v1/train", Headers({"host": "127.0.0.1"}))
+    there.close()
+
+
+def test_mark_of_one_redis_says_nothing_of_another(tmp_path: Path, redis_url: str) -> None:
+    assert not Directory.open(Settings(data_dir=tmp_path, redis_url=redis_url)).unread
+    for url, unread in (("redis://:secret@127.0.0.1:1", True), (redis_url, False)):
+        assert Directory.open(Settings(data_dir=tmp_path, redis_url=url)).unread is unread
+    marks = [redis_mark(Settings(redis_url=f"redis://{who}127.0.0.1:6379/0")) for who in ("", ":one@", "a:two@")]
+    assert len(set(marks)) == 1, "a new password is no other server"
 
 
 def test_own_pages_may_write(tmp_path: Path) -> None:

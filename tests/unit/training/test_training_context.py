@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.backbone import Backbone, default_bos, parse_template
+from app.backbone import Backbone, Row, default_bos, generate_greedy, parse_template
 from app.training.data import Example
 from app.training.evaluate import Evaluator
 from app.training.examples import Encoder
@@ -34,6 +34,17 @@ def test_answer_to_a_row_that_fills_the_context_ends_where_the_context_does(lear
     together = answers(learned, None, [long, short], max_tokens=12)
     assert together[1] == answers(learned, None, [short], max_tokens=12)[0]
     assert together[0] == answers(learned, None, [long], max_tokens=len(long.answer))[0]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "t5"])
+def test_rows_with_room_of_their_own_write_together_what_they_write_alone(name: str) -> None:
+    backbone = build_backbone(name)
+    rows = [Row((5, 6, 7, 8)[:n]) for n in (4, 2, 3, 1)]
+    most = [3, 9, 1, 6]
+    alone = [generate_greedy(backbone, [row], [None], max_tokens=n)[0] for row, n in zip(rows, most, strict=True)]
+    together = generate_greedy(backbone, rows, [None] * 4, max_tokens=most)
+    assert [one.tokens for one in together] == [one.tokens for one in alone]
+    assert all(len(one.tokens) <= n for one, n in zip(together, most, strict=True))
 
 
 def test_free_text_with_a_row_that_is_cut_to_the_context_is_judged(learned: Backbone) -> None:

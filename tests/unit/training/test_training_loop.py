@@ -200,6 +200,20 @@ def test_job_that_begins_anew_keeps_its_own_checkpoints_and_not_later_ones_of_an
     assert sorted(path.name[:13] for path in tmp_path.iterdir()) == ["step-00000020", "step-00000030"]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"\xff" * 8, (2**60).to_bytes(8, "little"), b"\x02" + bytes(7) + b"[]", b"\x02" + bytes(7) + b"{}"],
+    ids=["empty", "endless", "too long", "no object", "no state"],
+)
+def test_checkpoint_is_saved_beside_one_whose_header_is_damaged(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "step-00000005.attempt-000001.safetensors").write_bytes(damage)
+    checkpoints = Checkpoints(tmp_path, attempt=2, identity="now")
+    checkpoints.save(10, {"at": torch.tensor([10.0])}, {})
+    found = checkpoints.load()
+    assert found is not None
+    assert found[1]["step"] == 10
+
+
 def test_prompt_that_replicas_would_refuse_is_not_kept_however_good_it_is(backbone: Backbone, tmp_path: Path) -> None:
     good = (Judgement(0.5, 1.0), Judgement(0.4, 1.1))
     judged = iter((*good, *[Judgement(0.9, 0.1, refusal="a vector of norm 3e+04")] * 50))

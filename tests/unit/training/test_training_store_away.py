@@ -18,6 +18,7 @@ from app.training.jobs import JobStore
 from app.training.preparing import Preparation
 from app.training.records import GIVE_UP_AFTER
 from app.training.session import Context, Session
+from app.training.supervision import give_up
 from prompt_store import StoreUnavailable
 from tests.training_data import short_request
 
@@ -84,12 +85,23 @@ def test_store_away_for_a_moment_costs_no_attempt(context: Context, jobs: JobSto
 
 
 def test_store_away_while_members_of_a_sweep_begin_leaves_the_job_to_a_later_attempt(
+    context: Context, jobs: JobStore, fail: Fail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "PATIENCE_S", 0.0)
+    job_id = jobs.submit(short_request(**SWEEP))[0].id
+    fail("begin", StoreUnavailable("away"), 10**6)
+    assert carry_out(context, job_id) == run.STOPPED
+    assert not jobs.get(job_id).ended
+
+
+def test_store_away_for_a_moment_while_members_of_a_sweep_begin_costs_no_attempt(
     context: Context, jobs: JobStore, fail: Fail
 ) -> None:
     job_id = jobs.submit(short_request(**SWEEP))[0].id
-    fail("begin", StoreUnavailable("away"), 1)
-    assert carry_out(context, job_id) == run.STOPPED
-    assert not jobs.get(job_id).ended
+    fail("begin", StoreUnavailable("away"), 2)
+    assert carry_out(context, job_id) == run.ENDED
+    job: Job = jobs.get(job_id)
+    assert (job.status, job.attempt) == ("succeeded", 1)
 
 
 def test_store_that_stays_away_fails_the_job_in_the_end(
@@ -103,6 +115,10 @@ def test_store_that_stays_away_fails_the_job_in_the_end(
         assert carry_out(context, job_id) == run.STOPPED
         replies.append(context.records.take_back(job_id, attempt=number, reason="the trainer ended"))
     assert replies == ["queued"] * (GIVE_UP_AFTER - 1) + ["exhausted"]
+    give_up(context.records, context.store, job_id, attempt=None, left=True)
+    error = jobs.get(job_id).error
+    assert error is not None
+    assert error.code == "store_unavailable"
 
 
 def test_end_that_cannot_be_written_leaves_the_job_to_a_later_attempt(
