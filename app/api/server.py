@@ -26,6 +26,7 @@ from app.api.connections import ABORT, SPARE, Connections
 from app.api.drain import Drain
 from app.api.errors import detail_of
 from app.api.faults import BadRequest
+from app.api.handshakes import begin_no_more
 from app.errors import ChorusError
 from app.telemetry.ids import new_id
 
@@ -36,7 +37,8 @@ HEAD_BYTES = 32 << 10
 CLOSING_S = 5
 LAST_HEAD_S = 1.0
 ACCEPTING_S = 0.05
-"""A turn or two of the loop, in which what it has accepted gets its protocol."""
+"""For handshakes that have begun to end, and then a turn or two of the loop, in which what it has accepted gets its
+protocol."""
 
 
 class Protocol(H11Protocol):
@@ -200,6 +202,8 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
             return
         loop = asyncio.get_running_loop()
+        begin_no_more(self._listener)
+        await asyncio.sleep(ACCEPTING_S)
         loop.remove_reader(self._listener)
         await asyncio.sleep(ACCEPTING_S)
         arrived = list(_accepted(self._listener))

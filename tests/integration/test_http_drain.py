@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -171,6 +172,25 @@ def test_request_of_a_connection_that_is_being_accepted_is_told_that_the_replica
         wait_until(lambda: arrived)
         with arrived[0] as connection:
             refusal_and_end(connection)
+
+
+def test_client_who_connects_while_the_listener_closes_is_refused_before_he_has_asked(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who connected after all were taken, and before the listener is closed, would be reset with his request sent."""
+    real, tried = server_module._accepted, []
+
+    def accepted(listener: socket.socket) -> Iterator[socket.socket]:
+        yield from real(listener)
+        with socket.socket() as late:
+            late.settimeout(0.2)
+            tried.append(late.connect_ex(listener.getsockname()))
+
+    monkeypatch.setattr(server_module, "_accepted", accepted)
+    with serving(world.app) as live:
+        live.server.handle_exit(signal.SIGTERM, None)
+        wait_until(lambda: tried)
+    assert tried != [0] or not sys.platform.startswith("linux")  # elsewhere no listener can do so
 
 
 def test_request_nobody_has_read_when_its_kept_connection_is_to_end_is_told_that_the_replica_drains(
