@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from app.access.file_store import FileKeys
 from app.access.pepper import Pepper
@@ -35,9 +36,9 @@ def keyless_mark(saved: Path) -> Path:
 
 def redis_mark(settings: Settings) -> str:
     """Which Redis the settings name, without its secrets."""
-    url = settings.redis_url or ""
-    scheme, _, rest = url.partition("://")
-    return hashlib.sha256(f"{scheme}://{rest.rpartition('@')[2]}".encode()).hexdigest()
+    parts = urlsplit(settings.redis_url or "")
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="")
+    return hashlib.sha256(bare.geturl().encode()).hexdigest()
 
 
 def saved_keys(settings: Settings) -> Path:

@@ -3,9 +3,8 @@
 A listener that is closed resets whoever stands in its queue, and there is no closing it and taking the queue in one go:
 who connects in between has sent a request that nobody will read. So the listener hears of no new connection any more
 before it takes what is there. Its socket drops the packets that ask for one (Linux: a classic BPF filter, socket(7),
-`SO_ATTACH_FILTER`), and whoever sent such a packet asks again within a second or so, as for any packet that is lost: he
-is refused then, or finds another listener at the address. The same is done by hand with firewall rules where servers
-are restarted behind one address.
+`SO_ATTACH_FILTER`), and whoever sent such a packet asks again after a second, as for any packet that is lost: he is
+refused then, or finds another listener at the address.
 """
 
 from __future__ import annotations

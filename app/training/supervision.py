@@ -171,7 +171,11 @@ class Supervisor:
             reason = "the worker is stopping; the job goes on elsewhere"
             return self._records.move(job_id, "queued", attempt=attempt, reason=reason) == "moved"
         left = code == STOPPED
-        reason = "its attempt found the store out of reach" if left else f"the trainer ended with code {code}"
+        reason = (
+            "its attempt stopped early, as where the store is out of reach"
+            if left
+            else f"the trainer ended with code {code}"
+        )
         reply = self._records.take_back(job_id, attempt=attempt, reason=reason)
         if reply == "exhausted":
             give_up(self._records, self._store, job_id, attempt=attempt, left=left)
@@ -185,7 +189,7 @@ class Supervisor:
 
 def give_up(records: JobRecords, store: PromptStore, job_id: str, *, attempt: int | None, left: bool = False) -> None:
     """End a job that was lost too often; if it had published before it was lost, it succeeded. `left`: the last attempt
-    was not lost, but found the store out of reach.
+    was not lost, but stopped early (`run.STOPPED`) though nobody here had told it to.
 
     A holder that was only frozen may wake up: from here on it can publish nothing.
     """
@@ -195,7 +199,7 @@ def give_up(records: JobRecords, store: PromptStore, job_id: str, *, attempt: in
     lost = JobError(code="worker_lost", message=f"the worker was lost {GIVE_UP_AFTER} times in a row without progress")
     away = JobError(
         code="store_unavailable",
-        message=f"{GIVE_UP_AFTER} attempts in a row came to nothing; the last found the store out of reach",
+        message=f"{GIVE_UP_AFTER} attempts in a row came to nothing; the last stopped early, as where the store is out of reach",
     )
     records.move(job_id, "failed", attempt=attempt, error=away if left else lost)
 

@@ -29,7 +29,7 @@ class Gatekeeper:
         """Who calls. Raises Unauthorized, MisdirectedRequest or ForeignOrigin, and StoreDown while nobody can tell."""
         if needed(method, path) == "none":
             return NOBODY
-        if self._always or self._directory.unread or self._directory.has_keys:  # in this order: keys come first
+        if self._always or self._directory.unread or self._directory.has_keys:  # in this order: `unread` ends last
             caller = self._caller(headers.getlist("authorization"))
         else:
             caller = NOBODY

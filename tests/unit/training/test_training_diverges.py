@@ -23,6 +23,20 @@ from tests.training_data import short_request
 NUMBERS = {"batch_size": 4, "n_epochs": 2, "num_virtual_tokens": 4}
 
 
+def check_that_it_diverges(context: Context, jobs: JobStore, store: PromptStore, sweep: dict[str, Any] | None) -> None:
+    """The next job, beside a first version that is there."""
+    more = {} if sweep is None else {"sweep": sweep}
+    job_id = jobs.submit(short_request(hyperparameters=NUMBERS, **more))[0].id
+    number = context.records.claim(job_id, "here")
+    settings = Settings.model_validate({"redis_url": "unix:///nothing"})
+    assert run.train(settings, context.records, job_id, number, threading.Event()) == run.ENDED
+    job = jobs.get(job_id)
+    assert (job.status, job.result, job.error and job.error.code) == ("failed", None, "diverged")
+    assert store.find_publication(job_id) is None
+    assert [version.number for version in store.list_versions("mood")[0]] == [1]
+    assert store.get_alias("mood", "prod").version == 1
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("sweep", [None, {"seed": [1, 2]}], ids=["one", "sweep"])
 def test_job_whose_loss_is_never_finite_fails_as_diverged_and_publishes_nothing(
@@ -42,16 +56,7 @@ def test_job_whose_loss_is_never_finite_fails_as_diverged_and_publishes_nothing(
 
     monkeypatch.setattr(gradients, "summed_loss", summed_loss)
     monkeypatch.setattr(run, "_context", lambda *_: context)
-    more = {} if sweep is None else {"sweep": sweep}
-    job_id = jobs.submit(short_request(hyperparameters=NUMBERS, **more))[0].id
-    number = context.records.claim(job_id, "here")
-    settings = Settings.model_validate({"redis_url": "unix:///nothing"})
-    assert run.train(settings, context.records, job_id, number, threading.Event()) == run.ENDED
-    job = jobs.get(job_id)
-    assert (job.status, job.result, job.error and job.error.code) == ("failed", None, "diverged")
-    assert store.find_publication(job_id) is None
-    assert [version.number for version in store.list_versions("mood")[0]] == [1]
-    assert store.get_alias("mood", "prod").version == 1
+    check_that_it_diverges(context, jobs, store, sweep)
 
 
 @pytest.mark.parametrize("sweep", [None, {"seed": [1, 2]}], ids=["one", "sweep"])
@@ -70,16 +75,7 @@ def test_job_whose_vectors_no_replica_would_load_fails_as_diverged_and_publishes
     monkeypatch.setattr(prompt, "_MAX_NORM_RATIO", 1e-3)
     if not judged:
         monkeypatch.setattr(evaluate, "refusal_of", lambda *_: "")
-    more = {} if sweep is None else {"sweep": sweep}
-    job_id = jobs.submit(short_request(hyperparameters=NUMBERS, **more))[0].id
-    number = context.records.claim(job_id, "here")
-    settings = Settings.model_validate({"redis_url": "unix:///nothing"})
-    assert run.train(settings, context.records, job_id, number, threading.Event()) == run.ENDED
-    job = jobs.get(job_id)
-    assert (job.status, job.result, job.error and job.error.code) == ("failed", None, "diverged")
-    assert store.find_publication(job_id) is None
-    assert [version.number for version in store.list_versions("mood")[0]] == [1]
-    assert store.get_alias("mood", "prod").version == 1
+    check_that_it_diverges(context, jobs, store, sweep)
 
 
 def test_job_whose_vectors_outgrow_what_replicas_load_publishes_an_earlier_step_that_they_load(

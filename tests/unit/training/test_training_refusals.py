@@ -182,7 +182,7 @@ def test_trainer_learns_on_while_its_signs_of_life_are_refused(
     assert supervisor.attend(job_id, beat=lambda: beats.append(1)) is True
     assert beats
     told = [event.data.get("reason") for event in jobs.events(job_id) if event.message == "queued"]
-    assert told[-1] == "its attempt found the store out of reach"
+    assert told[-1] == "its attempt stopped early, as where the store is out of reach"
 
 
 def test_reports_are_lost_without_harm_while_redis_refuses_and_told_again_afterwards(

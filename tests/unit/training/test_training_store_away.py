@@ -75,9 +75,12 @@ def test_store_away_too_long_for_a_read_leaves_the_job_to_a_later_attempt(
     assert jobs.get(job_id).status == "succeeded"
 
 
+@pytest.mark.parametrize("asked", [{"steps": 2}, SWEEP], ids=["one", "sweep"])
 @pytest.mark.parametrize("method", ["plan", "read", "begin", "get_task"])
-def test_store_away_for_a_moment_costs_no_attempt(context: Context, jobs: JobStore, fail: Fail, method: str) -> None:
-    job_id = jobs.submit(short_request(steps=2))[0].id
+def test_store_away_for_a_moment_costs_no_attempt(
+    context: Context, jobs: JobStore, fail: Fail, method: str, asked: dict[str, Any]
+) -> None:
+    job_id = jobs.submit(short_request(**asked))[0].id
     fail(method, StoreUnavailable("away"), 2)
     assert carry_out(context, job_id) == run.ENDED
     job: Job = jobs.get(job_id)
@@ -92,16 +95,6 @@ def test_store_away_while_members_of_a_sweep_begin_leaves_the_job_to_a_later_att
     fail("begin", StoreUnavailable("away"), 10**6)
     assert carry_out(context, job_id) == run.STOPPED
     assert not jobs.get(job_id).ended
-
-
-def test_store_away_for_a_moment_while_members_of_a_sweep_begin_costs_no_attempt(
-    context: Context, jobs: JobStore, fail: Fail
-) -> None:
-    job_id = jobs.submit(short_request(**SWEEP))[0].id
-    fail("begin", StoreUnavailable("away"), 2)
-    assert carry_out(context, job_id) == run.ENDED
-    job: Job = jobs.get(job_id)
-    assert (job.status, job.attempt) == ("succeeded", 1)
 
 
 def test_store_that_stays_away_fails_the_job_in_the_end(
