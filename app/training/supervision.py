@@ -199,7 +199,7 @@ def give_up(records: JobRecords, store: PromptStore, job_id: str, *, attempt: in
     lost = JobError(code="worker_lost", message=f"the worker was lost {GIVE_UP_AFTER} times in a row without progress")
     away = JobError(
         code="store_unavailable",
-        message=f"{GIVE_UP_AFTER} attempts in a row came to nothing; the last stopped early, as where the store is out of reach",
+        message=f"{GIVE_UP_AFTER} attempts in a row came to nothing; the last ended as where the store is away",
     )
     records.move(job_id, "failed", attempt=attempt, error=away if left else lost)
 
