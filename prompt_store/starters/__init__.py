@@ -4,7 +4,8 @@
     <task>.json           {"sha256", "spec": TaskSpec, "card": [Evaluation, …]}
 
 They belong to the bundled backbone and are installed once. A task that a user made under the same name, or a starter
-that a user deleted, is left alone.
+that a user deleted, is left alone. Where `prod` is the starter of another backbone, which cannot answer on this one, this
+backbone's takes its place: the package was updated, and brings another model.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prompt_store.blob_format import decode_blob
-from prompt_store.errors import Conflict, CorruptBlob, CorruptRecord, TaskNotFound
-from prompt_store.models import Evaluation, PromptMeta, TaskSpec, Version
+from prompt_store.errors import AliasNotFound, Conflict, CorruptBlob, CorruptRecord, TaskNotFound
+from prompt_store.models import PROD, Evaluation, PromptMeta, TaskSpec, Version
 from prompt_store.store import PromptStore
 
 FOLDER = Path(__file__).parent
@@ -35,7 +36,7 @@ class Starter:
 
     @property
     def publication(self) -> str:
-        return f"starter-{self.task}-{hashlib.sha256(self.data).hexdigest()[:16]}"
+        return f"{_publication_prefix(self.task)}{hashlib.sha256(self.data).hexdigest()[:16]}"
 
 
 def read_starters(folder: Path = FOLDER) -> list[Starter]:
@@ -45,27 +46,16 @@ def read_starters(folder: Path = FOLDER) -> list[Starter]:
 
 
 def install_starters(store: PromptStore, fingerprint: str, folder: Path = FOLDER) -> list[str]:
-    """Publish the starters of the backbone with this fingerprint that the store has never had; returns their tasks.
+    """Publish the starters of the backbone with this fingerprint that the store has never had, and point `prod` to them
+    where it is a starter of another backbone; returns the tasks that changed.
 
     Raises StoreUnavailable, and as `read_starters` does.
     """
-    installed = []
-    for starter in read_starters(folder):
-        if starter.meta.backbone.fingerprint == fingerprint and not _has_task(store, starter.task):
-            _, tensors = decode_blob(starter.data)
-            try:
-                store.publish(
-                    task=starter.task,
-                    meta=starter.meta,
-                    tensors=tensors,
-                    publication=starter.publication,
-                    card=starter.card,
-                    spec=starter.spec,
-                )
-            except Conflict:  # it was here once, and somebody deleted it
-                continue
-            installed.append(starter.task)
-    return installed
+    return [
+        starter.task
+        for starter in read_starters(folder)
+        if starter.meta.backbone.fingerprint == fingerprint and _install(store, starter)
+    ]
 
 
 def write_starter(version: Version, spec: TaskSpec, data: bytes, *, card: Sequence[Evaluation], folder: Path) -> None:
@@ -82,12 +72,51 @@ def write_starter(version: Version, spec: TaskSpec, data: bytes, *, card: Sequen
     )
 
 
-def _has_task(store: PromptStore, name: str) -> bool:
+def _install(store: PromptStore, starter: Starter) -> bool:
+    """Whether anything was changed."""
     try:
-        store.get_task(name)
+        task = store.get_task(starter.task)
     except TaskNotFound:
+        revision = None
+    else:
+        if (task.spec.fields, task.spec.labels) != (starter.spec.fields, starter.spec.labels):
+            return False
+        revision = _revision_to_replace(store, starter)
+        if revision is None:
+            return False
+    _, tensors = decode_blob(starter.data)
+    try:
+        made = store.publish(
+            task=starter.task,
+            meta=starter.meta,
+            tensors=tensors,
+            publication=starter.publication,
+            alias_revision=revision,
+            card=starter.card,
+            spec=starter.spec,
+        )
+        if not made.created:  # the package went back to a backbone that was here before
+            store.move_alias(starter.task, PROD, made.version.number, expected=revision)
+    except Conflict:  # somebody deleted or retired it once, or has just moved the alias
         return False
     return True
+
+
+def _revision_to_replace(store: PromptStore, starter: Starter) -> int | None:
+    """The revision of `prod` if that is a starter of another backbone, else None."""
+    try:
+        prod = store.get_alias(starter.task, PROD)
+    except AliasNotFound:
+        return None
+    if prod.version is None:
+        return None
+    version = store.get_version(starter.task, prod.version)
+    ours = version.publication.startswith(_publication_prefix(starter.task))
+    return prod.revision if ours and version.meta.backbone.fingerprint != starter.meta.backbone.fingerprint else None
+
+
+def _publication_prefix(task: str) -> str:
+    return f"starter-{task}-"
 
 
 def _read(path: Path) -> Starter:
