@@ -4,8 +4,8 @@
     <task>.json           {"sha256", "spec": TaskSpec, "card": [Evaluation, …]}
 
 They belong to the bundled backbone and are installed once. A task that a user made under the same name, or a starter
-that a user deleted, is left alone. Where `prod` is the starter of another backbone, which cannot answer on this one, this
-backbone's takes its place: the package was updated, and brings another model.
+that a user deleted, is left alone. Where `prod` is the starter of another backbone, which cannot answer on this one,
+this backbone's takes its place: the package was updated, and brings another model.
 """
 
 from __future__ import annotations
