@@ -75,15 +75,17 @@ def write_starter(version: Version, spec: TaskSpec, data: bytes, *, card: Sequen
 def _install(store: PromptStore, starter: Starter) -> bool:
     """Whether anything was changed."""
     try:
-        task = store.get_task(starter.task)
+        spec = store.get_task(starter.task).spec
     except TaskNotFound:
-        revision = None
-    else:
-        if (task.spec.fields, task.spec.labels) != (starter.spec.fields, starter.spec.labels):
-            return False
-        revision = _revision_to_replace(store, starter)
-        if revision is None:
-            return False
+        return _publish(store, starter, None)
+    if (spec.fields, spec.labels) != (starter.spec.fields, starter.spec.labels):
+        return False
+    revision = _revision_to_replace(store, starter)
+    return revision is not None and _publish(store, starter, revision)
+
+
+def _publish(store: PromptStore, starter: Starter, revision: int | None) -> bool:
+    """Whether anything was changed. `revision`: what `prod` must still be at, None where there was no task."""
     _, tensors = decode_blob(starter.data)
     try:
         made = store.publish(
@@ -95,8 +97,9 @@ def _install(store: PromptStore, starter: Starter) -> bool:
             card=starter.card,
             spec=starter.spec,
         )
-        if not made.created:  # the package went back to a backbone that was here before
-            store.move_alias(starter.task, PROD, made.version.number, expected=revision)
+        if made.created or revision is None:  # None, and not made here: another replica was first
+            return made.created
+        store.move_alias(starter.task, PROD, made.version.number, expected=revision)  # the package went back
     except Conflict:  # somebody deleted or retired it once, or has just moved the alias
         return False
     return True

@@ -18,6 +18,8 @@ from prompt_store import (
     PromptMeta,
     PromptStore,
     Share,
+    Task,
+    TaskNotFound,
     TaskSpec,
 )
 from prompt_store.starters import install_starters, read_starters, write_starter
@@ -92,6 +94,23 @@ def test_install_after_a_deletion_does_not_bring_the_starter_back(store: PromptS
     install_starters(store, FINGERPRINT, folder)
     store.delete_task("mood")
     assert install_starters(store, FINGERPRINT, folder) == []
+
+
+def test_install_that_finds_itself_second_leaves_prod_where_it_was_moved_meanwhile(
+    store: PromptStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two replicas start at once, and both see no task."""
+    install_starters(store, FINGERPRINT, folder)
+    meta = store.get_version("mood", 1).meta
+    tensors = {"prompt": np.zeros((2, 4), np.float32)}
+    store.publish(task="mood", meta=meta, tensors=tensors, publication="mine", alias="prod")
+
+    def unseen(name: str) -> Task:
+        raise TaskNotFound(f"no task {name}")
+
+    monkeypatch.setattr(store, "get_task", unseen)
+    assert install_starters(store, FINGERPRINT, folder) == []
+    assert store.get_alias("mood", "prod").version == 2
 
 
 def test_install_for_the_next_backbone_takes_the_place_of_the_starter_that_cannot_answer_there(
