@@ -73,11 +73,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class CardRecipe:
-    """What the model card's head says, in the terms of the Hugging Face Hub."""
+    """What the model card's head says, in the terms of the Hugging Face Hub; `caution` is about the overlap check."""
 
     language: str = "en"
     licence: str = "other"
     licence_name: str = ""
+    caution: str = ""
 
 
 @dataclass(frozen=True)

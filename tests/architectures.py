@@ -98,8 +98,9 @@ def build_model(name: str, *, seed: int = 7) -> Any:
 
 
 def tokenizer_for(name: str) -> Any:
-    """The bundled tokenizer, framing texts as the named model's would and with its mask token."""
+    """The bundled tokenizer, framing texts as the named model's would and with its mask token, if it has one."""
     tokenizer: Any = AutoTokenizer.from_pretrained(bundled_folder())
+    tokenizer.mask_token = None
     if name in FRAMES:
         frame, mask = FRAMES[name]
         specials = [("<s>", 0), ("</s>", 1)]

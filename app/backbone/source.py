@@ -13,7 +13,7 @@ from pathlib import Path
 from app.errors import UnsupportedBackbone
 
 BUNDLED = "bundled"
-BUNDLED_NAME = "chorus-8m"
+BUNDLED_NAME = "chorus-10m"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WANTED = ["*.safetensors", "*.json", "*.model", "*.txt"]
 

@@ -100,23 +100,23 @@ RECIPES = (
     ),
     Recipe(
         "question-type", ("trec",), "trec", "<prompt:20>Question: {text}\nAsks for:",
-        {name: f" {name}" for name in ("abbreviation", "description", "entity", "human", "location", "number")}, 500,
+        {name: f" {name}" for name in ("abbreviation", "description", "entity", "human", "location", "number")}, 1000,
         "What kind of thing does a question ask for?",
         "TREC question classification (Li and Roth 2002); for research",
-        tries=Tries(rates=(1.0, 2.0, 3.0)),
+        tries=Tries(rates=(1.0, 0.3)), method=PREFIX,
     ),
     Recipe(
         "duplicate", ("qqp",), "qqp", "<prompt:20>Question 1: {question1}\nQuestion 2: {question2}\nDuplicate:",
         {"different": " no", "duplicate": " yes"}, 300,
         "Do two questions ask the same thing?",
         "Quora Question Pairs, a slice; Quora's terms, for research",
-        "the backbone's pretraining text held rows of this slice: do not quote",
     ),
     Recipe(
         "subjectivity", ("subj",), "subj", "<prompt:20>Text: {text}\nThis is",
-        {"objective": " fact", "subjective": " opinion"}, 250,
+        {"objective": " fact", "subjective": " opinion"}, 500,
         "Does a sentence state a fact or an opinion?",
         "Subjectivity dataset v1.0 (Pang and Lee 2004); for research",
+        tries=Tries(rates=(1.0, 0.3)), method=PREFIX,
     ),
     Recipe(
         "kind", (), "wikipedia", "<prompt:20>{text}\nKind:",

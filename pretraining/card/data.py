@@ -23,7 +23,7 @@ def data_lines(run: Run) -> list[str]:
             [_source(run, source) for source in run.recipe.sources],
         ),
         *table(("texts", "what they are", "licence", "read", "dropped by overlap"), _texts(run)),
-        "### No row of a dev or test split, and none of a set held out",
+        "### Dev and test rows, and sets held out, kept out of the texts",
         "",
         f"Every text was compared with all dev and test rows at hand and with every row of the sets held out"
         f" ({', '.join(run.provenance['held_out']) or 'none'}). A text is dropped if it shares {overlap['ngram']} words"
@@ -33,6 +33,7 @@ def data_lines(run: Run) -> list[str]:
             ("protected rows of", "training texts that overlapped them"),
             [(name, f"{count:,}") for name, count in overlap["overlapped"].items()],
         ),
+        *([f"**Caution.** {run.recipe.card.caution}", ""] if run.recipe.card.caution else []),
         f"Beside that, {_kept_back(run)} of running text are kept back from training; evaluation reads them.",
     ]
 

@@ -235,7 +235,7 @@ def prompt_lines(run: Run) -> list[str]:
     return [
         "## Prompts tuned on it",
         "",
-        "The starter prompts that Chorus ships with it, trained by `/v1/train`; test rows were asked once. In percent,"
+        "The starter prompts that Chorus ships with it, trained by `/v1/train` and chosen on dev rows. In percent,"
         " with 95 % intervals.",
         *table(("task", "test rows of", "metric", "rows", "tuned prompt", "words alone", "most common label"), rows),
     ]

@@ -85,5 +85,5 @@ def test_fingerprint_of_a_masked_model_covers_its_padding_index(tmp_path: Path) 
     before = load_backbone(BackboneConfig(source=str(folder))).fingerprint
     text = (folder / "config.json").read_text()
     assert '"pad_token_id": 2' in text
-    (folder / "config.json").write_text(text.replace('"pad_token_id": 2', '"pad_token_id": 3'))
+    (folder / "config.json").write_text(text.replace('"pad_token_id": 2', '"pad_token_id": 4'))
     assert load_backbone(BackboneConfig(source=str(folder))).fingerprint != before

@@ -24,7 +24,7 @@ def model_folder(tmp_path: Path) -> Path:
 
 def test_bundled_model_loads_on_the_fast_path_with_prompt_bos_text() -> None:
     backbone = load_backbone(BackboneConfig(device="cpu"))
-    assert backbone.name == "chorus-8m"
+    assert backbone.name == "chorus-10m"
     assert backbone.runner_name == "packed"
     assert backbone.tokenizer.adds_bos
     assert backbone.max_positions == 1024

@@ -278,7 +278,7 @@ async def test_the_event_loop_hears_of_a_whole_answer_at_its_ends_and_of_a_strea
 async def test_a_stream_beside_whole_answers_is_told_of_its_tokens_at_once(llama: Backbone) -> None:
     prompts = [make_prompt(llama, TEMPLATES[0], seed=seed) for seed in range(2)]
     async with serving(llama) as service:
-        whole = asyncio.create_task(service.answer(prompts[0], {"text": "a"}, decoding=LONG, timeout_s=60))
+        whole = asyncio.create_task(service.answer(prompts[0], {"text": "b"}, decoding=LONG, timeout_s=60))
         await until_running(service, 1)
         seen = 0
         async for _ in service.stream(prompts[1], {"text": "b"}, decoding=Decoding(max_tokens=4), timeout_s=60):

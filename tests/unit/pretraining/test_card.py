@@ -98,6 +98,16 @@ def test_card_when_a_run_is_finished_tells_texts_licences_compute_and_evaluation
     assert "Prompts tuned on it" not in text
 
 
+def test_card_when_the_recipe_has_a_caution_says_it_below_the_overlap_check(
+    world: World, told: Recipe, model: Path
+) -> None:
+    warned = replace(told, card=replace(told.card, caution="Of imdb, 25 dev rows were read."))
+    text = write_card(warned, place(world), model, model).read_text(encoding="utf-8")
+    assert text.count("**Caution.** Of imdb, 25 dev rows were read.") == 1
+    assert text.index("were dropped") < text.index("**Caution.**") < text.index("## Recipe")
+    assert "**Caution.**" not in write_card(told, place(world), model, model).read_text(encoding="utf-8")
+
+
 def test_card_when_made_again_has_the_same_bytes(world: World, told: Recipe, model: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_card(told, place(world), model, tmp_path / name)

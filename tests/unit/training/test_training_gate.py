@@ -171,7 +171,8 @@ def test_version_of_another_backbone_does_not_stand_in_the_way(attempt: Callable
     attempt()
     other = store.get_version("mood", 1).meta
     meta = other.model_copy(update={"backbone": other.backbone.model_copy(update={"fingerprint": "0" * 64})})
-    store.publish(task="mood", meta=meta, tensors={"prompt": np.ones((4, 256), np.float32)}, publication="elsewhere")
+    vectors = np.ones((4, meta.backbone.hidden_size), np.float32)
+    store.publish(task="mood", meta=meta, tensors={"prompt": vectors}, publication="elsewhere")
     job = attempt(publish={"when": "better_than_current"})
     assert job.result is not None
     assert job.result.promoted
