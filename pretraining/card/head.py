@@ -21,7 +21,7 @@ _USE = {
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 model = AutoModelForCausalLM.from_pretrained("{folder}")
 ids = tokenizer("Review: A quiet film that stays with you.\\nSentiment:", return_tensors="pt").input_ids
-print(tokenizer.decode(model.generate(ids, max_new_tokens=1)[0, ids.shape[1]:]))""",
+print(tokenizer.decode(model.generate(ids, max_new_tokens=1)[0, ids.shape[1] :]))""",
     "masked": """from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
