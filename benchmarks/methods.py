@@ -138,24 +138,26 @@ def labels_of(data: Path, name: str) -> TaskFiles:
     )
 
 
-def write(folders: Sequence[Path], out: Path) -> None:
-    """One page of all parts that have begun, with its document and its pictures."""
+def write(folders: Sequence[Path], out: Path, *, name: str = "methods", title: str = "Methods side by side") -> None:
+    """One page of all parts that have begun, `name`.md, with its document and its pictures."""
     found = joined([document(Cells(folder)) for folder in folders if (folder / "cells.jsonl").is_file()])
     found["about"]["conditions"] = conditions()
-    shown = out / "methods"
+    shown = out / name
     shown.mkdir(parents=True, exist_ok=True)
     for old in shown.glob("*.svg"):
         old.unlink()
     drawn = pictures(found)
     for file, (_, text) in drawn.items():
         (shown / file).write_text(text, encoding="utf-8")
-    links = {caption: f"methods/{file}" for file, (caption, _) in drawn.items()}
+    links = {caption: f"{name}/{file}" for file, (caption, _) in drawn.items()}
     table = list(goals(found, LABELLED))
     if table:
         table = ["", "## Goals", "", "| goal | reached | wanted | |", "|---|---|---|---|", *table, ""]
-    text = page(found, pictures=links) + "\n".join([*table, "## To be borne in mind", "", *cautions(found), ""])
-    (out / "methods.md").write_text(text, encoding="utf-8")
-    (out / "methods.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    text = page(found, title=title, pictures=links) + "\n".join(
+        [*table, "## To be borne in mind", "", *cautions(found), ""]
+    )
+    (out / f"{name}.md").write_text(text, encoding="utf-8")
+    (out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def cautions(found: dict[str, Any]) -> Iterator[str]:
@@ -166,9 +168,10 @@ def cautions(found: dict[str, Any]) -> Iterator[str]:
     more = ", ".join(
         f"{recipe.test} {recipe.steps}" for recipe in RECIPES if recipe.words and recipe.test in found["tasks"]
     )
+    budget = found["about"]["budget"]
     yield (
-        f"- {BUDGET.steps} steps of {BUDGET.batch_size} rows are few for prompts, which move a model from outside. The "
-        f"starter prompts, plain vectors on the same sets, have more of 32 rows ({more}); the README has their scores."
+        f"- {budget['steps']} steps of {budget['batch_size']} rows are few for prompts, which move a model from "
+        f"outside. The starter prompts on the same sets have more of 32 rows ({more}); the README has their scores."
     )
     yield "- One seed, and one small model: the order of methods may differ on yours, which `chorus compare` is for."
     edge = {min(BUDGET.grid), max(BUDGET.grid)}

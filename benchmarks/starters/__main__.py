@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", choices=BUDGETS, default="rates", help="one try, several rates, all tries")
     parser.add_argument("--steps", type=int, help="steps of each task, for a quick look; the recipe's unless given")
     parser.add_argument("--state", type=Path, help="keep the service's data folder here, to go on after a break")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of a training; unless given all")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write the starters to")
     parser.add_argument("--page", type=Path, help="write the cards' figures of --out to this page")
     parser.add_argument("--table", type=Path, help="write their table between its marks in this file (the README)")
@@ -40,7 +42,12 @@ def main(given: Sequence[str] | None = None) -> None:
         parser.error("say where the data sets are: --data DIR")
     if arguments.data is not None:
         recipes = wanted(arguments.task, arguments.corpus, arguments.steps)
-        make(recipes, arguments.data, arguments.corpus, arguments.out, arguments.budget, arguments.state)
+        with serving(arguments.state, arguments.threads) as (running, client):
+            trainer = Trainer(client, arguments.budget)
+            for recipe in recipes:
+                print(f"{recipe.task}: {recipe.source}", flush=True)
+                split = rows_of(recipe, arguments.data, arguments.corpus)
+                make_starter(running, trainer, recipe, split, arguments.out)
     starters = read_starters(arguments.out)
     if arguments.page:
         write_page(arguments.page, starters)
@@ -60,19 +67,15 @@ def wanted(tasks: Sequence[str] | None, corpus: Path | None, steps: int | None) 
     return [replace(recipe, steps=steps) for recipe in kept] if steps else kept
 
 
-def make(
-    recipes: Sequence[Recipe], data: Path, corpus: Path | None, out: Path, budget: str, state: Path | None
-) -> None:
-    # A trainer takes half of the threads, for a server's sake; nobody asks this one while it learns.
-    threads = str(2 * (os.cpu_count() or 1))
+@contextmanager
+def serving(state: Path | None, threads: int) -> Iterator[tuple[Running, httpx.Client]]:
+    """A service whose trainer has `threads`. It takes half of what is there, for a server's sake; nobody asks this one
+    while it learns."""
     with (
-        running_service(state, CHORUS_STARTERS="false", CHORUS_THREADS=threads) as running,
+        running_service(state, CHORUS_STARTERS="false", CHORUS_THREADS=str(2 * threads)) as running,
         httpx.Client(base_url=running.url, timeout=600) as client,
     ):
-        trainer = Trainer(client, budget)
-        for recipe in recipes:
-            print(f"{recipe.task}: {recipe.source}", flush=True)
-            make_starter(running, trainer, recipe, rows_of(recipe, data, corpus), out)
+        yield running, client
 
 
 def rows_of(recipe: Recipe, data: Path, corpus: Path | None) -> Split:

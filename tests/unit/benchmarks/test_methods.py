@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -9,7 +10,8 @@ import pytest
 
 from app.compare.cells import Cells
 from benchmarks.methods import BUDGET, CUT, LABELLED, joined, parts, write
-from benchmarks.methods_goals import goals
+from benchmarks.methods_goals import UNSEEN, goals
+from benchmarks.methods_longer import STEPS, longer
 
 
 def cells_of(folder: Path, name: str, budget: dict[str, Any]) -> None:
@@ -104,3 +106,23 @@ def test_goals_of_what_is_not_finished_are_not_judged() -> None:
     assert list(goals({"tasks": {"sst2": made({}, 0.0)}}, LABELLED)) == []
     alone = made({"full": (0.8, 0.8)}, 0.0) | {"pairs": {}}
     assert list(goals({"tasks": dict.fromkeys(LABELLED, alone)}, LABELLED)) == []
+
+
+def test_longer_run_gives_prompts_and_weights_the_same_steps_on_every_unseen_set(tmp_path: Path) -> None:
+    wanted = longer(tmp_path, tmp_path / "w", "bundled", STEPS)
+    assert [files.name for files in wanted.files] == list(UNSEEN)
+    assert wanted.budget == replace(BUDGET, steps=4 * BUDGET.steps)
+    assert {"prompt_tuning", "prefix_tuning", "full"} < set(wanted.methods or ())
+    assert wanted.out != longer(tmp_path, tmp_path / "w", "bundled", BUDGET.steps).out
+
+
+def test_page_of_another_name_has_its_own_document_pictures_and_budget(tmp_path: Path) -> None:
+    cells_of(tmp_path / "cells", "trec", replace(BUDGET, steps=600).describe())
+    write([tmp_path / "cells"], tmp_path, name="methods-longer", title="Learned for longer")
+    page = (tmp_path / "methods-longer.md").read_text(encoding="utf-8")
+    assert page.startswith("# Learned for longer\n")
+    assert "- 600 steps of 16 rows" in page
+    assert "(methods-longer/trec.svg)" in page
+    assert (tmp_path / "methods-longer" / "trec.svg").is_file()
+    assert set(json.loads((tmp_path / "methods-longer.json").read_text())["tasks"]) == {"trec"}
+    assert not (tmp_path / "methods.md").exists()
