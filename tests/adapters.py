@@ -20,7 +20,7 @@ from app.backbone import Backbone, LoadedPrompt
 from app.backbone.backbone import wrap_model
 from app.backbone.prompt import check_prompt
 from app.interchange.adapter_files import AdapterFiles, read_folder
-from app.interchange.importing import Draft, Wanted, prepare
+from app.interchange.drafting import Draft, Wanted, prepare
 from tests.architectures import build_backbone, build_model
 
 SIZE = 5

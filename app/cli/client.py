@@ -81,7 +81,8 @@ class ChorusClient:
         """A version's score on rows, and without each of its vectors."""
         return self._call("POST", f"/v1/tasks/{_part(task)}/versions/{number}/leave-one-out", json=body)
 
-    def import_adapter(self, task: str, body: dict[str, Any]) -> dict[str, Any]:
+    def publish(self, task: str, body: dict[str, Any]) -> dict[str, Any]:
+        """An adapter or a hand-written prompt as the task's next version."""
         return self._call("POST", f"/v1/tasks/{_part(task)}/versions", json=body)
 
     def adapter(self, task: str, number: int) -> dict[str, Any]:

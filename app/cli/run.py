@@ -53,7 +53,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Run": (service.up, service.serve, service.worker),
     "Use": (generate.generate, train.train, train.jobs, compare.compare),
     "Manage": (tasks.tasks, tasks.versions, explain.explain, alias.alias),
-    "Exchange": (interchange.import_peft, interchange.export_peft, interchange.convert),
+    "Exchange": (interchange.publish_template, interchange.import_peft, interchange.export_peft, interchange.convert),
     "Check": (doctor.doctor, fsck.fsck, bench.bench),
 }
 

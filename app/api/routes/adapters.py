@@ -1,4 +1,4 @@
-"""Prompts from PEFT and for PEFT: an adapter becomes a version, a version an adapter."""
+"""Prompts that were not learned here: a PEFT adapter or a template becomes a version; and a version an adapter."""
 
 from __future__ import annotations
 
@@ -12,27 +12,25 @@ from app.api.schemas.adapters import AdapterBody, AdapterView
 from app.api.schemas.tasks import VersionView
 from app.api.services import ServicesDep
 from app.api.strict_route import StrictRoute
-from app.interchange.adapter_files import AdapterFiles
-from app.interchange.importing import Wanted
+from app.interchange.drafting import Wanted
 
 router = APIRouter(route_class=StrictRoute, tags=["versions"])
 
 
 @router.post(
     "/v1/tasks/{task}/versions",
-    summary="Import a PEFT adapter as a version",
+    summary="Import a PEFT adapter or a hand-written prompt as a version",
     description=(
-        "Prompt tuning, P-tuning, prefix tuning and multitask prompt tuning of decoders and encoder-decoders. Checked "
-        "against the backbone, asked a few texts, and published in one step; the version's `provenance` says where it "
-        "came from."
+        "An adapter of prompt tuning, P-tuning, prefix tuning or multitask prompt tuning of decoders and "
+        "encoder-decoders; or, without `adapter_config` and `adapter_model`, a template without slots, which any "
+        "model answers with as it is. Checked against the backbone, asked a few texts, and published in one step; "
+        "the version's `provenance` says where it came from."
     ),
     status_code=201,
     response_model=VersionView,
 )
-async def import_adapter(task: TaskPath, body: AdapterBody, services: ServicesDep) -> Response:
-    files = AdapterFiles(
-        body.adapter_config, await to_thread.run_sync(body.model_bytes), body.template, body.verbalizer
-    )
+async def publish_version(task: TaskPath, body: AdapterBody, services: ServicesDep) -> Response:
+    files = await to_thread.run_sync(body.given)
     wanted = Wanted(task, files, body.task_index, body.alias, body.create_task)
     version = await services.interchange.take_in(wanted)
     view = VersionView.of(version, services.registry.aliases(task))

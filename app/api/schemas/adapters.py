@@ -9,24 +9,33 @@ from pydantic import Field
 
 from app.api.schemas.base import AliasName, Ask, Reply
 from app.api.schemas.tasks import Label
-from app.errors import InvalidPrompt
+from app.errors import InvalidPrompt, InvalidRequest
 
 if TYPE_CHECKING:
     from app.interchange.adapter_files import AdapterFiles
+    from app.interchange.drafting import Wording
 
 Word = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class AdapterBody(Ask):
-    """An adapter, and what becomes of it. What `GET …/adapter` answers may be sent as it is."""
+    """An adapter, or a template without vectors, and what becomes of it. What `GET …/adapter` answers may be sent as it
+    is."""
 
-    adapter_config: dict[str, Any] = Field(description="The object of PEFT's `adapter_config.json`.")
-    adapter_model: str = Field(min_length=1, description="The bytes of `adapter_model.safetensors` in base64.")
+    adapter_config: dict[str, Any] | None = Field(
+        None, description="The object of PEFT's `adapter_config.json`; without it the prompt is a hand-written one."
+    )
+    adapter_model: str | None = Field(
+        None, min_length=1, description="The bytes of `adapter_model.safetensors` in base64, with `adapter_config`."
+    )
     template: str | None = Field(
         None,
         min_length=1,
         max_length=16_384,
-        description="Text with {fields}; without a slot the prompt comes first. Unless given, `{text}`.",
+        description=(
+            "Text with {fields}. An adapter's goes first where it has no slot, and is `{text}` unless given; a "
+            "hand-written prompt is one without slots."
+        ),
     )
     verbalizer: dict[Label, Annotated[list[Word], Field(min_length=1, max_length=32)]] | None = Field(
         None, max_length=512, description="The words of each label; without it a new task answers in free text."
@@ -37,10 +46,28 @@ class AdapterBody(Ask):
     alias: AliasName | None = Field("prod", description="The alias that moves to the new version; null moves none.")
     create_task: bool = Field(False, description="Make the task if there is none of this name.")
 
-    def model_bytes(self) -> bytes:
-        """Raises InvalidPrompt where `adapter_model` is not base64."""
+    def given(self) -> AdapterFiles | Wording:
+        """Raises InvalidRequest where half of an adapter is given, or nothing; InvalidPrompt where `adapter_model` is
+        not base64."""
+        from app.interchange.adapter_files import AdapterFiles
+        from app.interchange.drafting import Wording
+
+        if self.adapter_config is None and self.adapter_model is None:
+            if self.template is None:
+                raise InvalidRequest(
+                    "an adapter or the `template` of a hand-written prompt is wanted", param="template"
+                )
+            if self.task_index is not None:
+                raise InvalidRequest("only a multitask prompt has tasks to choose from", param="task_index")
+            return Wording(self.template, self.verbalizer)
+        for name in ("adapter_config", "adapter_model"):
+            if getattr(self, name) is None:
+                raise InvalidRequest(f"an adapter is both its files: `{name}` is missing", param=name)
+        return AdapterFiles(self.adapter_config or {}, self._model_bytes(), self.template, self.verbalizer)
+
+    def _model_bytes(self) -> bytes:
         try:
-            return base64.b64decode(self.adapter_model, validate=True)
+            return base64.b64decode(self.adapter_model or "", validate=True)
         except ValueError:
             raise InvalidPrompt("`adapter_model` is not base64", param="adapter_model") from None
 

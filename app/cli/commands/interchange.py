@@ -1,4 +1,4 @@
-"""`chorus import-peft`, `export-peft`, `convert`: prompts of other tools in, ours out."""
+"""`chorus import-peft`, `publish-template`, `export-peft`, `convert`: prompts from elsewhere in, ours out."""
 
 from __future__ import annotations
 
@@ -26,24 +26,30 @@ Template = Annotated[
 ]
 
 
+Task = Annotated[str, typer.Option("--task", help="The task; one that does not exist is made.")]
+Words = Annotated[
+    str | None,
+    typer.Option(
+        "--verbalizer",
+        metavar="JSON",
+        show_default=False,
+        help='{"label": [" word", …], …}; without it a new task answers in free text.',
+    ),
+]
+Alias = Annotated[str, typer.Option("--alias", help="The alias that moves to the new version.")]
+NoAlias = Annotated[bool, typer.Option("--no-alias", help="Move no alias.")]
+
+
 def import_peft(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that PEFT has saved, with safetensors.")],
-    task: Annotated[str, typer.Option("--task", help="The task; one that does not exist is made.")],
+    task: Task,
     template: Template = None,
-    verbalizer: Annotated[
-        str | None,
-        typer.Option(
-            "--verbalizer",
-            metavar="JSON",
-            show_default=False,
-            help='{"label": [" word", …], …}; without it a new task answers in free text.',
-        ),
-    ] = None,
+    verbalizer: Words = None,
     task_index: Annotated[
         int | None, typer.Option("--task-index", min=0, show_default=False, help="Which task of a multitask prompt.")
     ] = None,
-    alias: Annotated[str, typer.Option("--alias", help="The alias that moves to the new version.")] = "prod",
-    no_alias: Annotated[bool, typer.Option("--no-alias", help="Move no alias.")] = False,
+    alias: Alias = "prod",
+    no_alias: NoAlias = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: Json = False,
@@ -66,7 +72,7 @@ def import_peft(
         "create_task": True,
     }
     with ChorusClient(url, key) as client:
-        made = client.import_adapter(task, body)
+        made = client.publish(task, body)
     if as_json:
         out.data(made)
         return
@@ -75,6 +81,36 @@ def import_peft(
     base = made["provenance"]["source"]["base_model"]
     if base and base != made["backbone"]["name"]:
         out.note(f"It was trained on {base}, and {made['backbone']['name']} runs here: only the shapes were compared.")
+    out.note(f"Ask it: chorus generate {task}@{made['version']} TEXT")
+
+
+def publish_template(
+    template: Annotated[str, typer.Argument(metavar="TEMPLATE", help="Text with {fields}, without a <prompt> slot.")],
+    task: Task,
+    verbalizer: Words = None,
+    alias: Alias = "prod",
+    no_alias: NoAlias = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Publish a hand-written prompt, words alone, as the next version of a task."""
+    from app.cli.client import ChorusClient
+
+    out = Output(as_json=as_json)
+    body = {
+        "template": template,
+        "verbalizer": None if verbalizer is None else _words(verbalizer),
+        "alias": None if no_alias else alias,
+        "create_task": True,
+    }
+    with ChorusClient(url, key) as client:
+        made = client.publish(task, body)
+    if as_json:
+        out.data(made)
+        return
+    out.say(f"{task}@{made['version']} is hand-written: {made['template']!r}")
     out.note(f"Ask it: chorus generate {task}@{made['version']} TEXT")
 
 

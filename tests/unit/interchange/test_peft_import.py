@@ -10,7 +10,7 @@ from safetensors.torch import save
 
 from app.backbone import Backbone
 from app.errors import CapabilityMissing, InvalidPrompt, InvalidRequest, InvalidTemplate
-from app.interchange.importing import place_prompt
+from app.interchange.drafting import place_prompt
 from app.interchange.peft_import import Adapter, to_prompt
 from tests.architectures import build_backbone
 
