@@ -22,7 +22,7 @@ from benchmarks.starters.scoring import evaluate
 from benchmarks.starters.training import BUDGETS, Trainer
 from prompt_store import Evaluation, Version
 from prompt_store.blob_format import decode_blob
-from prompt_store.starters import FOLDER, read_starters, write_starter
+from prompt_store.starters import FOLDER, read_starters, write_card, write_starter
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -35,24 +35,34 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--state", type=Path, help="keep the service's data folder here, to go on after a break")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of a training; unless given all")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write the starters to")
+    parser.add_argument("--again", action="store_true", help="train none: ask the shipped ones their test rows again")
     parser.add_argument("--page", type=Path, help="write the cards' figures of --out to this page")
     parser.add_argument("--table", type=Path, help="write their table between its marks in this file (the README)")
     arguments = parser.parse_args(given)
     if arguments.data is None and not (arguments.page or arguments.table):
         parser.error("say where the data sets are: --data DIR")
-    if arguments.data is not None:
-        recipes = wanted(arguments.task, arguments.corpus, arguments.steps)
-        with serving(arguments.state, arguments.threads) as (running, client):
-            trainer = Trainer(client, arguments.budget)
-            for recipe in recipes:
-                print(f"{recipe.task}: {recipe.source}", flush=True)
-                split = rows_of(recipe, arguments.data, arguments.corpus)
-                make_starter(running, trainer, recipe, split, arguments.out)
+    if arguments.again and arguments.data is not None:
+        with serving(CHORUS_THREADS=str(arguments.threads)) as (_, client):
+            ask_again(client, wanted(arguments.task, arguments.corpus, None), arguments.data, arguments.corpus)
+    elif arguments.data is not None:
+        make(arguments)
     starters = read_starters(arguments.out)
     if arguments.page:
         write_page(arguments.page, starters)
     if arguments.table:
         write_table(arguments.table, starters)
+
+
+def make(given: argparse.Namespace) -> None:
+    """Train what is asked for, on a service of its own."""
+    recipes = wanted(given.task, given.corpus, given.steps)
+    # A trainer takes half of the threads, for a server's sake; nobody asks this one while it learns.
+    threads = str(2 * given.threads)
+    with serving(given.state, CHORUS_STARTERS="false", CHORUS_THREADS=threads) as (running, client):
+        trainer = Trainer(client, given.budget)
+        for recipe in recipes:
+            print(f"{recipe.task}: {recipe.source}", flush=True)
+            make_starter(running, trainer, recipe, rows_of(recipe, given.data, given.corpus), given.out)
 
 
 def wanted(tasks: Sequence[str] | None, corpus: Path | None, steps: int | None) -> list[Recipe]:
@@ -67,12 +77,22 @@ def wanted(tasks: Sequence[str] | None, corpus: Path | None, steps: int | None) 
     return [replace(recipe, steps=steps) for recipe in kept] if steps else kept
 
 
+def ask_again(
+    client: httpx.Client, recipes: Sequence[Recipe], data: Path, corpus: Path | None, folder: Path = FOLDER
+) -> None:
+    """Ask the shipped prompts their test rows, and put what comes out in the place of what their cards said of them."""
+    shipped = {starter.task: starter for starter in read_starters(folder)}
+    for recipe in recipes:
+        if starter := shipped.get(recipe.task):
+            evaluation = evaluate(client, recipe, rows_of(recipe, data, corpus))
+            print(f"{recipe.task}: {told(evaluation)}; was {told(starter.card[-1])}", flush=True)
+            write_card(starter, [*starter.card[:-1], evaluation], folder)
+
+
 @contextmanager
-def serving(state: Path | None, threads: int) -> Iterator[tuple[Running, httpx.Client]]:
-    """A service whose trainer has `threads`. It takes half of what is there, for a server's sake; nobody asks this one
-    while it learns."""
+def serving(state: Path | None = None, **environment: str) -> Iterator[tuple[Running, httpx.Client]]:
     with (
-        running_service(state, CHORUS_STARTERS="false", CHORUS_THREADS=str(2 * threads)) as running,
+        running_service(state, **environment) as running,
         httpx.Client(base_url=running.url, timeout=600) as client,
     ):
         yield running, client

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.starters.recipes import RECIPES
+from benchmarks.starters.scoring import ZERO_SHOT
 from benchmarks.statistics import percent
 from prompt_store import Evaluation
 from prompt_store.starters import Starter
 
 BEGIN, END = "<!-- starters -->", "<!-- /starters -->"
 NOT_QUOTED = ": do not quote"
-HEAD = ("| starter | test set | starter prompt | majority |", "|---|---|---|---|")
+HEAD = ("| starter | test set | starter prompt | same words, no prompt | majority |", "|---|---|---|---|---|")
 
 
 def told(evaluation: Evaluation) -> str:
@@ -63,8 +64,15 @@ def _row(starter: Starter) -> str:
     tested = starter.card[-1]
     data, caution = tested.details["data"], tested.details.get("caution", "")
     if caution.endswith(NOT_QUOTED):
-        return f"| {starter.task} | {data} | not quoted: {caution.removesuffix(NOT_QUOTED)} | |"
-    return f"| {starter.task} | {data}, {tested.n:,} rows | {told(tested)} | {_to_beat(tested)} |"
+        return f"| {starter.task} | {data} | not quoted: {caution.removesuffix(NOT_QUOTED)} | | |"
+    return f"| {starter.task} | {data}, {tested.n:,} rows | {told(tested)} | {_bare(tested)} | {_to_beat(tested)} |"
+
+
+def _bare(tested: Evaluation) -> str:
+    score = tested.baselines.get(ZERO_SHOT)
+    if score is None:
+        return "–"
+    return f"{100 * score:.1f} %" if tested.metric == "accuracy" else f"ROUGE-L {score:.3f}"
 
 
 def _to_beat(tested: Evaluation) -> str:
@@ -84,7 +92,7 @@ def _about(starter: Starter) -> Iterator[str]:
         f"- Learned by {starter.meta.method['type']}: {numbers['num_virtual_tokens']} vectors, {numbers['steps']} "
         f"steps of {numbers['batch_size']} rows, rate {numbers['learning_rate']:.4g}, seed {numbers['seed']}."
     )
-    bare = trained.baselines.get("zero_shot")
+    bare = trained.baselines.get(ZERO_SHOT)
     without = "" if bare is None else f"; the same words without vectors {bare:.3f}"
     yield f"- {trained.metric} on {trained.n} dev rows {trained.score:.3f}{without}."
     if sweep := how.get("sweep"):

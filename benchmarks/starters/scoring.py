@@ -1,4 +1,7 @@
-"""A starter's figures on test rows, asked through the API: accuracy of labels, ROUGE-L and BLEU of texts."""
+"""A starter's figures on test rows, asked through the API: accuracy of labels, ROUGE-L and BLEU of texts.
+
+The same words without vectors are asked the same rows, as a version of their own.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from app.backbone import parse_template
 from app.compare.scores import score
 from benchmarks.running import checked
 from benchmarks.starters.recipes import Recipe
@@ -16,22 +20,38 @@ from benchmarks.starters.rows import Row, Split, inputs_of, references_of
 from benchmarks.statistics import wilson
 from prompt_store import Evaluation
 
+ZERO_SHOT = "zero_shot"  # as a trainer names it on dev rows
 LABEL_ROWS, TEXT_ROWS = 200, 32  # in one request
 MANY = 8  # labels from which the card tells each one's hits
 
 
 def evaluate(client: httpx.Client, recipe: Recipe, split: Split) -> Evaluation:
     """The test rows' evaluation, as it stands on the card."""
-    size = TEXT_ROWS if recipe.words is None else LABEL_ROWS
-    outputs = ask(client, recipe.task, split.test, size=size)
-    found = of_texts(split.test, outputs) if recipe.words is None else of_labels(split.test, outputs)
+    found, outputs = _score(client, recipe, recipe.task, split)
+    bare, _ = _score(client, recipe, f"{recipe.task}@{publish_words(client, recipe)}", split)
     details = {"data": recipe.test, **found.details, **split.details}
     failed = sum(bool(output.get("error")) for output in outputs)
     if failed:
         details["errors"] = failed
     if recipe.caution:
         details["caution"] = recipe.caution
-    return found.model_copy(update={"details": details})
+    baselines = {**found.baselines, ZERO_SHOT: bare.score}
+    return found.model_copy(update={"details": details, "baselines": baselines})
+
+
+def publish_words(client: httpx.Client, recipe: Recipe) -> int:
+    """The recipe's words without vectors, as the task's next version, which no alias points to; its number."""
+    words = None if recipe.words is None else {label: [word] for label, word in recipe.words.items()}
+    body = {"template": parse_template(recipe.template).without_slots().source, "verbalizer": words, "alias": None}
+    number: int = checked(client.post(f"/v1/tasks/{recipe.task}/versions", json=body))["version"]
+    return number
+
+
+def _score(client: httpx.Client, recipe: Recipe, of: str, split: Split) -> tuple[Evaluation, list[dict[str, Any]]]:
+    """What a version says of the test rows, scored and as it was said."""
+    size = TEXT_ROWS if recipe.words is None else LABEL_ROWS
+    outputs = ask(client, of, split.test, size=size)
+    return (of_texts if recipe.words is None else of_labels)(split.test, outputs), outputs
 
 
 def ask(client: httpx.Client, task: str, rows: Sequence[Row], *, size: int) -> list[dict[str, Any]]:

@@ -62,14 +62,21 @@ def write_starter(version: Version, spec: TaskSpec, data: bytes, *, card: Sequen
     """Write a published version as a starter."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{version.task}.safetensors").write_bytes(data)
+    _write_record(folder, version.task, version.digest, spec, card)
+
+
+def write_card(starter: Starter, card: Sequence[Evaluation], folder: Path) -> None:
+    """Give a starter of this folder another card; its blob stays."""
+    _write_record(folder, starter.task, hashlib.sha256(starter.data).hexdigest(), starter.spec, card)
+
+
+def _write_record(folder: Path, task: str, digest: str, spec: TaskSpec, card: Sequence[Evaluation]) -> None:
     record = {
-        "sha256": version.digest,
+        "sha256": digest,
         "spec": spec.model_dump(mode="json"),
         "card": [evaluation.model_dump(mode="json") for evaluation in card],
     }
-    (folder / f"{version.task}.json").write_text(
-        json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    (folder / f"{task}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _install(store: PromptStore, starter: Starter) -> bool:

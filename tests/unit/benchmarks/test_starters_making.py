@@ -12,11 +12,11 @@ import pytest
 
 from benchmarks.running import Running
 from benchmarks.starters import RECIPES, Recipe
-from benchmarks.starters.__main__ import main, make_starter
+from benchmarks.starters.__main__ import ask_again, main, make_starter
 from benchmarks.starters.rows import Split
 from benchmarks.starters.training import Trainer
 from prompt_store import BackboneRef, BlobStore, Evaluation, MemoryMetadata, PromptMeta, PromptStore, Version
-from prompt_store.starters import read_starters
+from prompt_store.starters import read_starters, write_starter
 
 TELL = Recipe("tell", ("t",), "t", "<prompt:2>{input}\nTell:", None, 4, "Tell it.", "Ours", "few rows")
 MOOD = Recipe("mood", ("m",), "m", "<prompt:2>{text}\nMood:", {"good": " good", "bad": " bad"}, 4, "A mood?", "Ours")
@@ -68,10 +68,13 @@ def test_make_starter_writes_blob_task_and_a_card_that_ends_with_the_test_rows(r
             return httpx.Response(200, json={"status": "succeeded", "result": {"version": version.number}})
         if path == "/v1/generate":
             asked = json.loads(request.content)["requests"]
-            assert {one["task"] for one in asked} == {recipe.task}
+            assert {one["task"] for one in asked} <= {recipe.task, f"{recipe.task}@9"}
             return httpx.Response(
                 200, json={"outputs": [{"text": "Zoe has fish for us.", "label": "good"}] * len(asked)}
             )
+        if path == f"/v1/tasks/{recipe.task}/versions":
+            assert json.loads(request.content)["alias"] is None
+            return httpx.Response(201, json={"version": 9})
         assert path == f"/v1/tasks/{recipe.task}/versions/{version.number}"
         return httpx.Response(200, json=version.model_dump(mode="json"))
 
@@ -84,9 +87,34 @@ def test_make_starter_writes_blob_task_and_a_card_that_ends_with_the_test_rows(r
     trained, tested = starter.card
     assert (trained.split, tested.split) == ("validation", "test")
     assert (tested.metric, tested.score) == (("rouge_l", 1.0) if recipe is TELL else ("accuracy", 0.5))
+    assert tested.baselines["zero_shot"] == tested.score
     assert tested.details.get("caution", "") == recipe.caution
     shipped = b"".join(file.read_bytes() for file in (tmp_path / "out").iterdir())
     assert b"Zoe" not in shipped  # no row of the data
+
+
+def test_asking_again_changes_what_the_card_says_of_the_test_rows_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = published(tmp_path / "data", MOOD)
+    blob = (tmp_path / "data" / "blobs" / "blobs" / f"{version.digest}.safetensors").read_bytes()
+    stale = version.card[0].model_copy(update={"metric": "accuracy", "split": "test", "details": {"hits": 1}})
+    write_starter(version, MOOD.spec(), blob, card=[*version.card, stale], folder=tmp_path / "shipped")
+    (before,) = read_starters(tmp_path / "shipped")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/tasks/mood/versions":
+            return httpx.Response(201, json={"version": 2})
+        asked = json.loads(request.content)["requests"]
+        labels = ["good", "bad"] if asked[0]["task"] == "mood" else ["bad", "bad"]
+        return httpx.Response(200, json={"outputs": [{"label": label} for label in labels]})
+
+    monkeypatch.setattr("benchmarks.starters.__main__.rows_of", lambda recipe, data, corpus: SPLITS[recipe.task])
+    client = httpx.Client(base_url="http://h", transport=httpx.MockTransport(answer))
+    ask_again(client, [TELL, MOOD], tmp_path, None, tmp_path / "shipped")
+    (after,) = read_starters(tmp_path / "shipped")
+    assert (after.data, after.spec, after.card[:-1]) == (before.data, before.spec, before.card[:-1])
+    assert (after.card[-1].score, after.card[-1].baselines) == (1.0, {"majority": 0.5, "zero_shot": 0.5})
 
 
 def test_command_without_data_or_anything_to_write_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,7 +93,14 @@ def test_evaluate_asks_in_parts_without_the_answers_and_keeps_what_the_split_say
     asked: list[list[dict[str, Any]]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(json.loads(request.content)["requests"])
+        body = json.loads(request.content)
+        if request.url.path == "/v1/tasks/mood/versions":
+            words = {"good": [" good"], "bad": [" bad"]}
+            assert body == {"template": "{text}\nSo:", "verbalizer": words, "alias": None}
+            return httpx.Response(201, json={"version": 7})
+        asked.append(body["requests"])
+        if asked[-1][0]["task"] == "mood@7":
+            return httpx.Response(200, json={"outputs": [{"label": "good", "error": None}] * len(asked[-1])})
         outputs: list[Any] = [{"label": "good", "error": None} for _ in asked[-1]]
         outputs[0] = {"label": None, "error": {"code": "context_too_long"}}
         return httpx.Response(200, json={"outputs": outputs})
@@ -102,8 +109,10 @@ def test_evaluate_asks_in_parts_without_the_answers_and_keeps_what_the_split_say
     rows = [{"text": str(number), "label": "good"} for number in range(LABEL_ROWS + 1)]
     split = Split([], [], rows, {"left_out": 4})
     found = evaluate(client, recipe_of("mood", {"good": " good", "bad": " bad"}, "with care"), split)
-    assert [len(part) for part in asked] == [LABEL_ROWS, 1]
+    assert [len(part) for part in asked] == [LABEL_ROWS, 1, LABEL_ROWS, 1]
     assert asked[1] == [{"task": "mood", "input": {"text": str(LABEL_ROWS)}}]
+    assert asked[3] == [{"task": "mood@7", "input": {"text": str(LABEL_ROWS)}}]
+    assert found.baselines == {"majority": 1.0, "zero_shot": 1.0}
     hits = LABEL_ROWS - 1
     assert found.details == {"data": "s", "hits": hits, "left_out": 4, "errors": 2, "caution": "with care"}
 
@@ -146,4 +155,7 @@ def test_told_and_table_of_a_text_starter_have_both_metrics_and_what_is_to_beat(
     assert told(found) == "ROUGE-L 1.000 (1.000–1.000), BLEU 1.000 (1.000–1.000)"
     one = Starter("describe", shipped[0].spec, (shipped[0].card[0], found), b"", shipped[0].meta)
     assert table([one])[-1].startswith("| describe | e2e, 1 rows | ROUGE-L 1.000")
-    assert table([one])[-1].endswith(f"| ROUGE-L {found.baselines['input']:.3f} by the input itself |")
+    assert table([one])[-1].endswith(f"| – | ROUGE-L {found.baselines['input']:.3f} by the input itself |")
+    bare = found.model_copy(update={"baselines": found.baselines | {"zero_shot": 0.25}})
+    one = Starter("describe", shipped[0].spec, (shipped[0].card[0], bare), b"", shipped[0].meta)
+    assert "| ROUGE-L 0.250 | ROUGE-L" in table([one])[-1]
