@@ -15,6 +15,8 @@ TASK_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 ALIAS_NAME = r"^[a-z][a-z0-9._-]{0,62}$"
 DIGEST = r"^[0-9a-f]{64}$"
 PROD = "prod"
+HAND_WRITTEN = "hand_written"
+"""The method of a version whose words a person wrote: nothing was learned."""
 MIN_MEMBERS, MAX_MEMBERS = 2, 16  # of a split or an ensemble
 
 TaskName = Annotated[str, Field(pattern=TASK_NAME)]

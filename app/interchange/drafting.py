@@ -30,10 +30,9 @@ from app.interchange.adapter_files import AdapterFiles
 from app.interchange.peft_import import Adapter, to_prompt
 from app.training.examples import Encoder
 from prompt_store import Decoding, PromptMeta, TaskSpec
-from prompt_store.models import TensorName
+from prompt_store.models import HAND_WRITTEN, TensorName
 
 DEFAULT_TEMPLATE = "{text}"
-HAND_WRITTEN = "hand_written"
 _SLOT = re.compile(r"<prompt(:\d{1,6})?>")
 
 

@@ -11,7 +11,7 @@ from app.errors import InvalidTemplate, InvalidVerbalizer
 from app.training.data import RowSet
 from app.training.methods import METHODS, SearchedMethod
 from app.training.requests import TrainRequest
-from prompt_store.models import Family, PromptMeta, TaskSpec
+from prompt_store.models import HAND_WRITTEN, Family, PromptMeta, TaskSpec
 
 DEFAULT_VIRTUAL_TOKENS = 20
 
@@ -36,7 +36,7 @@ def choose_template(
     elif _goes_on(current, rows, family):
         assert current is not None
         source = current.template
-        # keys and values of a decoder stand nowhere in what its encoder reads
+        # nothing stands in a hand-written one; keys and values of a decoder stand nowhere in what its encoder reads
         if not current.num_virtual_tokens:
             source, size = "<prompt>" + source, size or DEFAULT_VIRTUAL_TOKENS
         elif size is not None and len(_SLOT.findall(source)) == 1:
@@ -58,9 +58,10 @@ def choose_template(
 
 def _goes_on(current: PromptMeta | None, rows: RowSet, family: Family) -> bool:
     """Whether the current version's wording fits these rows and this backbone."""
-    if current is None or current.backbone.family != family or not (current.num_virtual_tokens or current.tensors):
+    if current is None or current.backbone.family != family:
         return False
-    return set(rows.fields) == _fields(current.template)
+    searched = not current.num_virtual_tokens and not current.tensors and current.method.get("type") != HAND_WRITTEN
+    return not searched and set(rows.fields) == _fields(current.template)
 
 
 def default_template(rows: RowSet, family: Family = "causal") -> str:

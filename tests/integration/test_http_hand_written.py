@@ -12,7 +12,8 @@ import torch
 from app.backbone import compile_verbalizer, default_bos, encode_row, parse_template, score_labels
 from app.cli import main
 from app.errors import InvalidTemplate
-from app.interchange.drafting import HAND_WRITTEN, Wanted, Wording, prepare
+from app.interchange.drafting import Wanted, Wording, prepare
+from prompt_store.models import HAND_WRITTEN
 from tests.adapters import serving_llama
 from tests.architectures import build_backbone
 from tests.live import HANG_S, serving

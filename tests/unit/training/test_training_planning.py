@@ -18,6 +18,7 @@ from app.training.plan import Plan
 from app.training.planning import Planner
 from app.training.requests import TrainRequest
 from prompt_store import BackboneRef, PromptMeta, PromptStore, TaskSpec
+from prompt_store.models import HAND_WRITTEN
 from tests.training_data import mood_rows
 
 
@@ -29,14 +30,21 @@ def plan(planner: Planner, rows: list[dict[str, Any]] | None = None, **more: Any
     return planner.plan(request(rows, **more))[0]
 
 
-def publish(store: PromptStore, *, template: str, words: dict[str, tuple[str, ...]], size: int) -> None:
+def publish(
+    store: PromptStore,
+    *,
+    template: str,
+    words: dict[str, tuple[str, ...]],
+    size: int,
+    method: str = "prompt_tuning",
+) -> None:
     meta = PromptMeta(
         task="mood",
         template=template,
         verbalizer=words,
         verbalizer_ids=dict.fromkeys(words, ((1,),)),
         bos="none",
-        method={"type": "prompt_tuning"},
+        method={"type": method},
         backbone=BackboneRef(name="m", fingerprint="f" * 64, hidden_size=2),
         num_virtual_tokens=size,
     )
@@ -142,8 +150,21 @@ def test_existing_task_keeps_its_wording(planner: Planner, store: PromptStore) -
     assert plan(planner, hyperparameters={"num_virtual_tokens": 6}).template == "Review: {text}<prompt:6>"
 
 
-def test_existing_task_with_a_hand_written_prompt_gets_a_slot(planner: Planner, store: PromptStore) -> None:
-    publish(store, template="Review: {text}", words={"good": (" great",), "bad": (" awful",)}, size=0)
+def test_existing_task_with_a_hand_written_prompt_gets_a_slot_before_its_words(
+    planner: Planner, store: PromptStore
+) -> None:
+    words = {"good": (" great",), "bad": (" awful",)}
+    publish(store, template="Review: {text}", words=words, size=0, method=HAND_WRITTEN)
+    made = plan(planner)
+    assert (made.template, made.verbalizer) == ("<prompt:20>Review: {text}", words)
+    assert plan(planner, hyperparameters={"num_virtual_tokens": 6}).template == "<prompt:6>Review: {text}"
+    assert plan(planner, method={"type": "hard"}).template == "Review: {text}"
+
+
+def test_existing_task_of_searched_words_gets_a_template_of_its_own(planner: Planner, store: PromptStore) -> None:
+    publish(
+        store, template="qx Review: {text} zz", words={"good": (" great",), "bad": (" awful",)}, size=0, method="hard"
+    )
     assert plan(planner).template == "<prompt:20>{text}\nAnswer:"
 
 
