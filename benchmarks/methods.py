@@ -30,6 +30,8 @@ from app.compare.run import Wanted, conditions, run
 from app.compare.tasks import Limits, TaskFiles
 from benchmarks.methods_goals import goals
 from benchmarks.starters import RECIPES
+from benchmarks.starters.mended import MENDED
+from benchmarks.starters.rows import write_mended
 from benchmarks.unseen import CUTS, Cut, files_of, write_rows
 
 LABELLED = ("sst2", "trec", "subj", "ag_news", "snli", "qqp")
@@ -70,6 +72,7 @@ def main() -> None:
         every = [replace(one, wanted=replace(one.wanted, methods=names)) for one in every]
     if not arguments.page:
         write_rows(arguments.data, cut_folder(arguments.work), cuts_in(arguments.only))
+        write_mended(arguments.data, cut_folder(arguments.work))
         for part in every:
             finished = run(replace(part.wanted, deadline=deadline), tell=tell)
             if not finished:
@@ -91,7 +94,7 @@ def parts(
     found = []
     if labelled:
         wanted = Wanted(
-            files=[labels_of(data, name) for name in labelled],
+            files=[labels_of(data, work, name) for name in labelled],
             model=model,
             budget=BUDGET,
             limits=LABEL_LIMITS,
@@ -123,16 +126,16 @@ def cut_folder(work: Path) -> Path:
     return work / "rows"
 
 
-def labels_of(data: Path, name: str) -> TaskFiles:
+def labels_of(data: Path, work: Path, name: str) -> TaskFiles:
     """A set with its starter's template and words."""
     recipe = next(recipe for recipe in RECIPES if recipe.test == name)
     assert recipe.words is not None
-    dev = data / name / "dev.jsonl"
+    folder = (cut_folder(work) if name in MENDED else data) / name
     return TaskFiles(
         name=name,
-        data=data / name / "train.jsonl",
-        dev=dev if dev.is_file() else None,
-        test=data / name / "test.jsonl",
+        data=folder / "train.jsonl",
+        dev=folder / "dev.jsonl" if (data / name / "dev.jsonl").is_file() else None,
+        test=folder / "test.jsonl",
         template=recipe.template,
         verbalizer={label: [word] for label, word in recipe.words.items()},
     )

@@ -20,6 +20,7 @@ import torch
 from app.compare.run import Wanted, run
 from benchmarks.methods import BUDGET, LABEL_LIMITS, cut_folder, labels_of, tell, write
 from benchmarks.methods_goals import UNSEEN
+from benchmarks.starters.rows import write_mended
 from benchmarks.unseen import CUTS, files_of, write_rows
 
 METHODS = ("zero_shot", "prompt_tuning", "prefix_tuning", "full", "lora")
@@ -38,6 +39,7 @@ def main() -> None:
     torch.set_num_threads(1)
     chosen = longer(arguments.data, arguments.work, arguments.model, arguments.steps)
     write_rows(arguments.data, cut_folder(arguments.work), CUTS)
+    write_mended(arguments.data, cut_folder(arguments.work))
     deadline = None if arguments.time_box is None else time.monotonic() + 60 * arguments.time_box
     if not run(replace(chosen, deadline=deadline), tell=tell):
         print("the time box ended; the same command goes on", flush=True)
@@ -47,7 +49,7 @@ def main() -> None:
 def longer(data: Path, work: Path, model: str, steps: int) -> Wanted:
     """The unseen sets in one folder, which is the budget's own."""
     cut = {one.name: files_of(one, cut_folder(work)) for one in CUTS}
-    files = [cut.get(name) or labels_of(data, name) for name in UNSEEN]
+    files = [cut.get(name) or labels_of(data, work, name) for name in UNSEEN]
     return Wanted(files, model, replace(BUDGET, steps=steps), LABEL_LIMITS, work / f"unseen-{steps}", METHODS)
 
 

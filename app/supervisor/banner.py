@@ -21,10 +21,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "topic": {"text": "The ferry company ordered three electric ships after fuel prices rose again."},
     "question-type": {"text": "Who painted the ceiling of the station in Porto?"},
     "duplicate": {
-        "question1": "How do I get candle wax out of a tablecloth?",
-        "question2": "What removes wax from table linen?",
+        "question1": "How can I learn to play the guitar?",
+        "question2": "What is the best way to learn the guitar?",
     },
-    "subjectivity": {"text": "For once the sequel is sharper and kinder than the film it follows."},
+    "subjectivity": {"text": "A tired and noisy comedy that never finds a reason to exist."},
     "kind": {"text": "It rises near an old mill, is 61 kilometres long and freezes over in most winters."},
     "describe": {"input": "name[The Tin Whistle], eatType[pub], food[Greek], priceRange[cheap], area[riverside]"},
 }

@@ -120,16 +120,17 @@ RECIPES = (
     ),
     Recipe(
         "kind", (), "wikipedia", "<prompt:20>{text}\nKind:",
-        {label: f" {label}" for label in NOUNS}, 600,
+        {label: f" {label}" for label in NOUNS}, 500,
         "What kind of thing does a passage of an encyclopedia describe?",
         "Wikipedia, articles of 2015: CC BY-SA 3.0",
         KIND_CAUTION,
-        tries=Tries(rates=(1.0, 2.0, 3.0), inits=("vocab", "labels")),
+        tries=Tries(rates=(1.0, 0.3)), method=PREFIX,
     ),
     Recipe(
         "describe", ("e2e",), "e2e", "<prompt:20>{input}\nDescription:", None, 1200,
         "Facts of a restaurant, told in a sentence or two",
         "E2E data set (Novikova et al. 2017), a slice: CC BY-SA 4.0",
+        "its sentences are fluent and often wrong about the facts",
         tries=Tries(rates=(1.0, 0.3, 3.0)), method=PREFIX, max_tokens=96,
     ),
 )  # fmt: skip

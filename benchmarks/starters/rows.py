@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from benchmarks.starters.mended import MENDED, mended
 
 Row = dict[str, Any]
 """Fields with `label`, with `output`, or with `references`, a list of good answers."""
 
 DEV_ROWS, TEST_ROWS, SEED = 800, 10_000, 20
 MAX_CHARS = 5000  # one field of the MultiNLI slice holds a hundred thousand: a quotation mark never closed
+SPLITS = ("train", "dev", "test")
 ANSWERS = ("label", "output", "references")
 
 
@@ -31,16 +35,31 @@ def read_rows(file: Path) -> list[Row]:
         return [json.loads(line) for line in lines if line.strip()]
 
 
+def read_set(data: Path, name: str, split: str) -> list[Row]:
+    """A split of a set, with labels that say what they mean."""
+    return mended(name, read_rows(data / name / f"{split}.jsonl"))
+
+
+def write_mended(data: Path, folder: Path, names: Iterable[str] = MENDED) -> None:
+    """Write the sets whose labels are looked at below `folder`, for who reads files; the same bytes each time."""
+    for name in names:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for split in SPLITS:
+            if (data / name / f"{split}.jsonl").is_file():
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in read_set(data, name, split))
+                (folder / name / f"{split}.jsonl").write_text(text, encoding="utf-8")
+
+
 def split_of_sets(data: Path, sets: tuple[str, ...], test: str) -> Split:
     """The train rows of `sets`, shuffled; dev and test rows of `test`, the kind it is judged on. Where a set has no dev
     rows they are cut from its train rows. Training rows whose input is a dev or test row's are left out."""
-    rows = [row for name in sets for row in read_rows(data / name / "train.jsonl")]
+    rows = [row for name in sets for row in read_set(data, name, "train")]
     rows = [row for row in rows if max(map(len, inputs_of(row).values())) <= MAX_CHARS]
     random.Random(SEED).shuffle(rows)
-    asked = read_rows(data / test / "test.jsonl")[:TEST_ROWS]
+    asked = read_set(data, test, "test")[:TEST_ROWS]
     dev_file = data / test / "dev.jsonl"
     if dev_file.is_file():
-        dev = [to_learn(row) for row in read_rows(dev_file)[:DEV_ROWS]]
+        dev = [to_learn(row) for row in read_set(data, test, "dev")[:DEV_ROWS]]
     else:
         dev, rows = rows[:DEV_ROWS], rows[DEV_ROWS:]
     held = {_key(row) for row in (*dev, *asked)}

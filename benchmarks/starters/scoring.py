@@ -5,6 +5,7 @@ The same words without vectors are asked the same rows, as a version of their ow
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from prompt_store import Evaluation
 
 ZERO_SHOT = "zero_shot"  # as a trainer names it on dev rows
 LABEL_ROWS, TEXT_ROWS = 200, 32  # in one request
+_FACT = re.compile(r"\w\[([^\]]+)\]")
 MANY = 8  # labels from which the card tells each one's hits
 
 
@@ -89,6 +91,11 @@ def of_texts(rows: Sequence[Row], outputs: Sequence[dict[str, Any]]) -> Evaluati
     given = [output.get("text") or "" for output in outputs]
     echoed = [" ".join(inputs_of(row).values()) for row in rows]
     found, echo = score("rouge_l", references, given), score("rouge_l", references, echoed)
+    details = {"bleu": found["bleu"].describe(), "bleu_of_input": echo["bleu"].value}
+    facts = [_facts(" ".join(inputs_of(row).values())) for row in rows]
+    if any(facts):
+        details["facts_told"] = _told(facts, [[text] for text in given])
+        details["facts_told_by_people"] = _told(facts, references)
     return Evaluation(
         metric="rouge_l",
         score=found["rouge_l"].value,
@@ -97,5 +104,18 @@ def of_texts(rows: Sequence[Row], outputs: Sequence[dict[str, Any]]) -> Evaluati
         split="test",
         baselines={"input": echo["rouge_l"].value},
         at=time.time(),
-        details={"bleu": found["bleu"].describe(), "bleu_of_input": echo["bleu"].value},
+        details=details,
     )
+
+
+def _facts(text: str) -> list[str]:
+    """What stands in brackets behind a name, as E2E writes facts; not yes and no, which no text repeats."""
+    return [value.lower() for value in _FACT.findall(text) if value not in ("yes", "no")]
+
+
+def _told(facts: Sequence[Sequence[str]], texts: Sequence[Sequence[str]]) -> float:
+    """The share of facts whose own words stand in a text; of several texts their mean."""
+    shares = [
+        sum(fact in text.lower() for text in of) / len(of) for row, of in zip(facts, texts, strict=True) for fact in row
+    ]
+    return sum(shares) / len(shares)

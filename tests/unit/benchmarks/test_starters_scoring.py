@@ -83,6 +83,12 @@ def test_of_texts_scores_by_the_comparisons_metrics_beside_the_input() -> None:
     assert (found.metric, found.score, found.interval) == ("rouge_l", 0.5, expected["rouge_l"].interval)
     assert found.details["bleu"] == expected["bleu"].describe()
     assert 0 < found.baselines["input"] < 0.5
+    assert (found.details["facts_told"], found.details["facts_told_by_people"]) == (0.5, 1.0)
+
+
+def test_of_texts_without_facts_in_brackets_counts_none() -> None:
+    found = of_texts([{"input": "the sea", "references": ["The sea."]}], [{"text": "the sea"}])
+    assert set(found.details) == {"bleu", "bleu_of_input"}
 
 
 def recipe_of(task: str, words: dict[str, str] | None, caution: str = "") -> Recipe:
