@@ -74,13 +74,19 @@ def _calls(facts: Facts) -> Iterator[str]:
     count = len(facts.tasks)
     yield f"[bold]Ask {'its task' if count == 1 else f'one of its {count} tasks'}[/]"
     yield ""
-    for task in facts.tasks[:MAX_CALLS]:
+    for task in in_order(facts.tasks)[:MAX_CALLS]:
         yield f"  # {describe(task)}"
         yield from (f"  {line}" for line in curl(facts.url, task, needs_key=facts.needs_key))
         yield ""
     if count > MAX_CALLS:
         yield f"  … and {count - MAX_CALLS} more: {facts.command} tasks"
         yield ""
+
+
+def in_order(tasks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The user's own tasks first, then the starters from what everybody knows to what wants a word of explanation."""
+    order = list(EXAMPLES)
+    return sorted(tasks, key=lambda task: order.index(task["name"]) + 1 if task["name"] in EXAMPLES else 0)
 
 
 def describe(task: Mapping[str, Any]) -> str:

@@ -327,8 +327,9 @@ def _describe_model(health: dict[str, Any], settings: Settings) -> str:
     dtype = str(backbone.get("dtype", settings.dtype))
     name = str(backbone.get("name", settings.model))
     if device.startswith("cpu"):
+        count = settings.cpu_threads
         why = " (no GPU found)" if settings.device == "auto" else ""
-        return f"{name} on the CPU{why}, {settings.cpu_threads} threads, {dtype}"
+        return f"{name} on the CPU{why}, {count} thread{'s' if count > 1 else ''}, {dtype}"
     return f"{name} on {device}, {dtype}"
 
 

@@ -57,5 +57,12 @@ def test_render_when_there_are_many_tasks_shows_some_and_counts_the_rest() -> No
     assert "and 3 more" in text
 
 
+def test_render_shows_own_tasks_first_and_then_the_starters_from_the_plainest() -> None:
+    names = ["describe", "kind", "own", "sentiment", "topic"]
+    tasks = [{**TASK, "name": name} for name in names]
+    text = "\n".join(render(replace(FACTS, tasks=tasks)))
+    assert sorted(names, key=lambda name: text.index(f"# {name}:")) == ["own", "sentiment", "topic", "kind", "describe"]
+
+
 def test_render_when_there_is_no_task_says_how_to_make_one() -> None:
     assert "No task is registered yet" in "\n".join(render(replace(FACTS, tasks=[])))
