@@ -123,12 +123,12 @@ def _adapted(files: AdapterFiles, task_index: int | None, backbone: Backbone) ->
 
 
 def _written(wording: Wording, backbone: Backbone) -> _Form:
-    template = parse_template(wording.template)
-    if template.num_virtual_tokens or _SLOT.search(wording.template):
+    if _SLOT.search(wording.template):
         raise InvalidTemplate(
             "a hand-written prompt has no slot: its vectors are learned by a job, or come with an adapter",
             param="template",
         )
+    template = parse_template(wording.template)
     if backbone.family == "masked":
         check_mask(backbone.tokenizer, template)
     return _Form(template, None, {"type": HAND_WRITTEN}, {"format": "template"})

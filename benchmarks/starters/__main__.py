@@ -39,9 +39,9 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, help="write the cards' figures of --out to this page")
     parser.add_argument("--table", type=Path, help="write their table between its marks in this file (the README)")
     arguments = parser.parse_args(given)
-    if arguments.data is None and not (arguments.page or arguments.table):
+    if arguments.data is None and (arguments.again or not (arguments.page or arguments.table)):
         parser.error("say where the data sets are: --data DIR")
-    if arguments.again and arguments.data is not None:
+    if arguments.again:
         with serving(CHORUS_THREADS=str(arguments.threads)) as (_, client):
             ask_again(client, wanted(arguments.task, arguments.corpus, None), arguments.data, arguments.corpus)
     elif arguments.data is not None:

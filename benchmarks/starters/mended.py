@@ -1,8 +1,8 @@
 """Sets whose copies may hold labels that are not what they say, set right.
 
-`subj`: copies are about in which the two labels are exchanged, so that sentences of reviews stand as objective and
-sentences of plots as subjective. Which it is the words say: a third of the reviews' sentences name a film, its director
-or its performances, of the plots' sentences one in fourteen.
+`subj`: a copy was met in which the two labels are exchanged, so that sentences of reviews stand as objective and
+sentences of plots as subjective. Which it is the words say: 40 % of the reviews' sentences name a film, its director or
+its performances, and 7 % of the plots'.
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ from app.api.schemas.adapters import AdapterBody, AdapterView
 from app.api.schemas.tasks import VersionView
 from app.api.services import ServicesDep
 from app.api.strict_route import StrictRoute
-from app.interchange.drafting import Wanted
+from app.errors import InvalidRequest
+from app.interchange.adapter_files import AdapterFiles
+from app.interchange.drafting import Wanted, Wording
 
 router = APIRouter(route_class=StrictRoute, tags=["versions"])
 
@@ -30,11 +32,24 @@ router = APIRouter(route_class=StrictRoute, tags=["versions"])
     response_model=VersionView,
 )
 async def publish_version(task: TaskPath, body: AdapterBody, services: ServicesDep) -> Response:
-    files = await to_thread.run_sync(body.given)
+    files = await to_thread.run_sync(_given, body)
     wanted = Wanted(task, files, body.task_index, body.alias, body.create_task)
     version = await services.interchange.take_in(wanted)
     view = VersionView.of(version, services.registry.aliases(task))
     return reply(view, status=201, headers={"location": f"/v1/tasks/{task}/versions/{version.number}"})
+
+
+def _given(body: AdapterBody) -> AdapterFiles | Wording:
+    """Raises InvalidRequest where half of an adapter is given, or nothing; InvalidPrompt as `model_bytes` does."""
+    if body.adapter_config is not None:
+        return AdapterFiles(body.adapter_config, body.model_bytes(), body.template, body.verbalizer)
+    if body.adapter_model is not None:
+        raise InvalidRequest("an adapter is both its files: `adapter_config` is missing", param="adapter_config")
+    if body.template is None:
+        raise InvalidRequest("an adapter or the `template` of a hand-written prompt is wanted", param="template")
+    if body.task_index is not None:
+        raise InvalidRequest("only a multitask prompt has tasks to choose from", param="task_index")
+    return Wording(body.template, body.verbalizer)
 
 
 @router.get(

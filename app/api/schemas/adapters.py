@@ -13,7 +13,6 @@ from app.errors import InvalidPrompt, InvalidRequest
 
 if TYPE_CHECKING:
     from app.interchange.adapter_files import AdapterFiles
-    from app.interchange.drafting import Wording
 
 Word = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -46,28 +45,12 @@ class AdapterBody(Ask):
     alias: AliasName | None = Field("prod", description="The alias that moves to the new version; null moves none.")
     create_task: bool = Field(False, description="Make the task if there is none of this name.")
 
-    def given(self) -> AdapterFiles | Wording:
-        """Raises InvalidRequest where half of an adapter is given, or nothing; InvalidPrompt where `adapter_model` is
-        not base64."""
-        from app.interchange.adapter_files import AdapterFiles
-        from app.interchange.drafting import Wording
-
-        if self.adapter_config is None and self.adapter_model is None:
-            if self.template is None:
-                raise InvalidRequest(
-                    "an adapter or the `template` of a hand-written prompt is wanted", param="template"
-                )
-            if self.task_index is not None:
-                raise InvalidRequest("only a multitask prompt has tasks to choose from", param="task_index")
-            return Wording(self.template, self.verbalizer)
-        for name in ("adapter_config", "adapter_model"):
-            if getattr(self, name) is None:
-                raise InvalidRequest(f"an adapter is both its files: `{name}` is missing", param=name)
-        return AdapterFiles(self.adapter_config or {}, self._model_bytes(), self.template, self.verbalizer)
-
-    def _model_bytes(self) -> bytes:
+    def model_bytes(self) -> bytes:
+        """Raises InvalidRequest where `adapter_model` is missing, InvalidPrompt where it is not base64."""
+        if self.adapter_model is None:
+            raise InvalidRequest("an adapter is both its files: `adapter_model` is missing", param="adapter_model")
         try:
-            return base64.b64decode(self.adapter_model or "", validate=True)
+            return base64.b64decode(self.adapter_model, validate=True)
         except ValueError:
             raise InvalidPrompt("`adapter_model` is not base64", param="adapter_model") from None
 

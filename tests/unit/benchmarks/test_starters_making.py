@@ -117,9 +117,12 @@ def test_asking_again_changes_what_the_card_says_of_the_test_rows_and_nothing_el
     assert (after.card[-1].score, after.card[-1].baselines) == (1.0, {"majority": 0.5, "zero_shot": 0.5})
 
 
-def test_command_without_data_or_anything_to_write_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("given", [[], ["--again", "--page", "p.md"]])
+def test_command_without_data_or_anything_to_write_says_what_it_needs(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        main([])
+        main(given)
     assert "--data DIR" in capsys.readouterr().err
 
 
